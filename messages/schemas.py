@@ -437,6 +437,19 @@ class SiloHeartbeat(Machine):
     at: Time
 
 
+class Head(Machine):
+    """`global/<run>/head.json`, not a message: where a run stands. Agents look before they train and before they upload."""
+
+    run: RunId
+    round: RoundNumber
+    announcement: Annotated[int, Field(ge=0)]
+    phase: Literal["open", "closed", "ended"]
+
+    def wants(self, round_number: int) -> bool:
+        """Whether an update for `round_number` can still count."""
+        return self.phase == "open" and self.round == round_number
+
+
 # --- orchestrator to itself --------------------------------------------------------------------------------------
 
 
