@@ -1,0 +1,61 @@
+# Everything a person or CI runs, on a machine with only Python 3.11 and make. The environment is built once, from pinned
+# versions, and again whenever pyproject.toml or constraints.txt change.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+PIP_VERSION := 26.3
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks tests
+
+.PHONY: help demo test check lint format schema constraints install clean
+.DELETE_ON_ERROR:
+
+help:            ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(STAMP)   ## Three hospitals train one model, on this machine, in seconds
+	$(BIN)/silobus demo
+
+test: check      ## Every check and every test
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: lint      ## Format, lint, types and architecture
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+lint: $(STAMP)   ## Format and lint only
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+format: $(STAMP) ## Formats the code and sorts its imports
+	$(BIN)/ruff check --fix-only --quiet $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+schema: $(STAMP) ## Writes docs/schemas/messages.json from the code
+	$(BIN)/silobus schema --write
+
+install: $(STAMP) ## The environment in .venv, and nothing else
+
+# pip is brought to a known version first: the one that comes with Python 3.11 fails to resolve this set.
+# torch goes first and alone, since it is by far the largest: when it cannot be had, that is what the error says.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or say where: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip==$(PIP_VERSION)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'torch==$(TORCH_VERSION)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,azureml]'
+	@touch $@
+
+constraints:     ## Writes constraints.txt from what is installed now
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '^(silobus|uv)\b|^#' | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:           ## Removes the environment and everything that was built
+	rm -rf .venv .silobus dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
