@@ -1,0 +1,146 @@
+"""Files of a round: safetensors read and written one tensor at a time, and JSON that is there whole or not at all.
+
+Memory is one tensor, whatever the size of the model, and the digest is made while writing. Here is no knowledge of
+models, rounds or what the names mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from silobus.tensors import DTYPES
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor about to be written; its bytes are asked for when their turn comes."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    raw: Callable[[], Any]
+
+    @property
+    def size(self) -> int:
+        size = DTYPES[self.code][1]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Written:
+    sha256: str
+    bytes: int
+
+
+def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
+    """Write a safetensors file and make it durable. The same tensors give the same bytes, in whatever order."""
+    ordered = sorted(entries, key=lambda entry: (-DTYPES[entry.code][1], entry.name))
+    header: dict[str, Any] = {}
+    end = 0
+    for entry in ordered:
+        if entry.name == "__metadata__" or entry.name in header:
+            raise ValueError(f"no tensor of a safetensors file can be named {entry.name!r} (reserved, or there twice)")
+        start, end = end, end + entry.size
+        header[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in (struct.pack("<Q", len(text)), text):
+            digest.update(piece)
+            file.write(piece)
+        for entry in ordered:
+            raw = memoryview(entry.raw()).cast("B")
+            if raw.nbytes != entry.size:
+                raise ValueError(f"tensor {entry.name!r} changed while it was written")
+            digest.update(raw)
+            file.write(raw)
+        _make_durable(file)
+    return Written(digest.hexdigest(), 8 + len(text) + end)
+
+
+class TensorFile:
+    """A safetensors file to read from, tensor by tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="np"):
+                pass  # the format's own library judges the header: offsets, sizes, overlaps
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            self._header: dict[str, Any] = json.loads(file.read(length))
+        self._header.pop("__metadata__", None)
+        self._start = 8 + length
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._header)
+
+    def code(self, name: str) -> str:
+        return str(self._header[name]["dtype"])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._header[name]["shape"])
+
+    def read(self, name: str) -> bytearray:
+        first, end = self._header[name]["data_offsets"]
+        raw = bytearray(end - first)
+        with self.path.open("rb") as file:
+            file.seek(self._start + first)
+            if file.readinto(raw) != len(raw):
+                raise ValueError(f"{self.path} ends in the middle of tensor {name!r}: it changed while it was read")
+        return raw
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Put JSON in place by renaming: a reader sees the old file or the new one, never half of it."""
+    beside = path.with_name(path.name + ".writing")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, allow_nan=False)
+        if durable:
+            _make_durable(file)
+    beside.replace(path)
+    if durable:
+        make_names_durable(path.parent)
+
+
+def make_names_durable(directory: Path) -> None:
+    """A file is only as durable as the directory that names it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # mounted blob storage has nothing to make durable
+            raise
+    finally:
+        os.close(handle)
+
+
+def _make_durable(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
