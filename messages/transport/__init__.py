@@ -1,0 +1,1 @@
+"""Adapters for the ports in `messages.ports`: one file per technology, each the only one that touches its SDK."""
