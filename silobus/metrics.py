@@ -43,8 +43,8 @@ def sum(value: SupportsFloat, n: SupportsIndex) -> Metric:
 
 def roc(labels: Iterable[Any], scores: Iterable[Any], *, bins: int = 256) -> Metric:
     """Histograms of scores in [0, 1], for label 1 and label 0 apart: an AUROC that can be pooled."""
-    if operator.index(bins) < 2:
-        raise ValueError(f"roc needs at least 2 bins, not {bins}")
+    if not 2 <= operator.index(bins) <= 1000:
+        raise ValueError(f"roc takes 2 to 1000 bins, not {bins}")
     counts = ([0] * bins, [0] * bins)
     truths, values = _paired(labels, scores, "scores")
     for label, score in zip(truths, values, strict=True):
@@ -60,6 +60,8 @@ def roc(labels: Iterable[Any], scores: Iterable[Any], *, bins: int = 256) -> Met
 def confusion(labels: Iterable[Any], predictions: Iterable[Any], classes: int) -> Metric:
     """A confusion matrix over the classes 0 … classes-1: rows are truth, columns prediction."""
     size = operator.index(classes)
+    if not 2 <= size <= 200:
+        raise ValueError(f"confusion takes 2 to 200 classes, not {size}")
     matrix = [[0] * size for _ in range(size)]
     truths, predicted = _paired(labels, predictions, "predictions")
     for truth, prediction in zip(truths, predicted, strict=True):

@@ -7,6 +7,7 @@ that come in the wrong round or twice. What a call then does is in `alone` and `
 from __future__ import annotations
 
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from silobus.share import checked
 from silobus.state import checked_name
 
 EVERYTHING = ("*",)
+_METRIC_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Round(ABC):
         The object has `state_dict()` and `load_state_dict()` (optimizers, schedulers) or is a dict of tensors and
         JSON values. It is saved as it is when the loop body returns, and committed only together with the round.
         Each round that trains writes the whole state anew: what it did not keep is gone. An optimizer comes back as
-        torch does it, its learning rate included.
+        torch does it, learning rate included: where the round's params say another, set it after this.
         """
         if checked_name(name) in self._kept:
             raise RuntimeError(f"keep({name!r}) was called before in this round")
@@ -95,6 +97,8 @@ class Round(ABC):
         if not (self.trains if phase == "trained" else self.evaluates):
             raise RuntimeError(f"a round to {self.purpose} has no {phase} weights to score")
         for name, metric in metrics.items():
+            if not _METRIC_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name for a metric: letters, digits and _ . - only, 64 at most")
             if not isinstance(metric, Metric):
                 raise TypeError(
                     f"score({name}=…) is {type(metric).__name__}, which cannot be pooled over silos without its count: "
