@@ -1,0 +1,55 @@
+"""The JSON documents in `state/`, as models: what the orchestrator keeps, and what operators' tools may read.
+
+Pure shapes and their JSON; reading and writing them is `orchestrator.store`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from messages.schemas import Name, RunId, SiloHeartbeat, SiloHello, Time
+from orchestrator.experiment.effects import Effect
+from orchestrator.experiment.state import State
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    version: Literal[1] = 1
+
+
+class Numbered(_Document):
+    """An effect with its place in the outbox: the id of the message it sends is `<run>-<sequence>`."""
+
+    sequence: int = Field(ge=1)
+    effect: Effect
+
+
+class ExperimentDocument(_Document):
+    """`state/experiments/<name>.json`: a state, and the effects of the event that led to it."""
+
+    state: State
+    sequence: int = Field(default=0, ge=0)
+    """The last number given to an effect; never given again."""
+    outbox: tuple[Numbered, ...] = ()
+    """Effects not known to be performed. They belong to the state beside them: nothing moves on before they are done."""
+
+
+class Presence(_Document):
+    """`state/presence/<silo>.json`: what a silo offers and when it was last heard of."""
+
+    silo: Name
+    seen_at: Time
+    """When its last message was enqueued, by the broker's clock."""
+    hello: SiloHello | None = None
+    hello_at: Time | None = None
+    """When that hello was enqueued."""
+    heartbeats: Mapping[RunId, SiloHeartbeat] = {}
+    """The last one of each run; only recent runs."""
+
+    def offers(self, task: str) -> bool:
+        """Whether the silo's owner allows this task."""
+        return self.hello is not None and any(offer.task == task for offer in self.hello.offers)

@@ -1,0 +1,253 @@
+"""What is so: one frozen class per phase of an experiment, each with only the fields that phase has.
+
+Here live the facts of a run and the records of its rounds, as they stand in `state/`. Never here: what happens next
+(`step`), what is to be done (`effects`), or how it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from messages.schemas import (
+    Count,
+    DeclineReason,
+    Name,
+    Payload,
+    Purpose,
+    RoundNumber,
+    RunId,
+    StartExperiment,
+    Time,
+)
+from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
+
+Reason = Annotated[str, Field(max_length=4000)]
+
+
+class Frozen(BaseModel):
+    """A fact. Unknown fields are ignored, so that an older orchestrator can read what a newer one wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+class Model(Frozen):
+    """Global weights: those that `round` made, at `global/<run>/<round>/<sha256>.safetensors`."""
+
+    round: RoundNumber
+    payload: Payload
+
+
+class Best(Model):
+    """The weights for which the experiment's metric was best so far."""
+
+    number: float
+    """What the metric was."""
+
+
+class Run(Frozen):
+    """What is known of a run in each of its phases."""
+
+    id: RunId
+    request: StartExperiment
+    silos: tuple[Name, ...]
+    """Who takes part, in the order in which updates are summed."""
+    quorum: int
+    """Updates that close a training round."""
+    started_at: Time
+    model: Model | None = None
+    """The latest global weights; none before round 0 is over."""
+    best: Best | None = None
+    """None without a metric, or before it was first measured."""
+    stagnant: int = 0
+    """Training rounds in a row in which the metric did not improve."""
+
+
+# --- what silos answered in a round ------------------------------------------------------------------------------
+
+
+class Updated(Frozen):
+    """The silo's update, verified. There is never a second one in a round."""
+
+    answer: Literal["updated"] = "updated"
+    announcement: int
+    payload: Payload | None
+    """None in an evaluate round."""
+    samples: Count
+    steps: Count
+    seconds: float
+    norm: float | None
+    metrics: tuple[MetricNumber, ...] = ()
+    at: Time
+
+
+class Declined(Frozen):
+    """The silo's owner does not allow it; it is not asked again in this round."""
+
+    answer: Literal["declined"] = "declined"
+    reason: DeclineReason
+
+
+class Failed(Frozen):
+    """Training failed, or the update was refused; the silo is asked again when the round is announced again."""
+
+    answer: Literal["failed"] = "failed"
+    announcement: int
+    reason: Reason
+
+
+Answer = Annotated[Updated | Declined | Failed, Field(discriminator="answer")]
+
+
+# --- what became of a round --------------------------------------------------------------------------------------
+
+
+class UpdateRecord(Frozen):
+    """One silo's update in a round that is over."""
+
+    silo: Name
+    announcement: int
+    payload: Payload | None
+    samples: Count
+    steps: Count
+    seconds: float
+    norm: float | None
+    metrics: tuple[MetricNumber, ...]
+    at: Time
+
+
+class ClosedRound(Frozen):
+    """A round whose set is frozen. `updates` are in the order in which they are summed."""
+
+    version: Literal[1] = 1
+    run: RunId
+    round: RoundNumber
+    purpose: Purpose
+    announcements: int
+    """How often it was announced."""
+    opened_at: Time
+    closed_at: Time
+    updates: tuple[UpdateRecord, ...]
+    others: Mapping[Name, Reason]
+    """What the silos without an update did: `declined: …`, `failed: …`, `did not answer`."""
+    metrics: tuple[PooledMetric, ...]
+    """Those of phase `received` describe the weights of the round before."""
+
+
+class RoundOutcome(StrEnum):
+    """How a round ended."""
+
+    AGGREGATED = "aggregated"
+    EVALUATED = "evaluated"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RoundRecord(ClosedRound):
+    """`state/rounds/<run>/<nnnnn>.json`: written once, when the round is over."""
+
+    outcome: RoundOutcome
+    over_at: Time
+    model: Payload | None
+    """The weights it made."""
+
+
+# --- the phases --------------------------------------------------------------------------------------------------
+
+
+class Collecting(Frozen):
+    """A round is open: silos were asked, and the run waits for answers, the grace or the deadline."""
+
+    phase: Literal["collecting"] = "collecting"
+    version: Literal[1] = 1
+    run: Run
+    round: RoundNumber
+    purpose: Purpose
+    quorum: int
+    """Updates that close this round."""
+    asked: tuple[Name, ...]
+    """In the order of the run's silos; when initialising one after another, until one answers."""
+    announcement: int = 1
+    reminded: int = 0
+    """How often it was announced again for want of a quorum."""
+    opened_at: Time
+    deadline: Time
+    """Of the current announcement."""
+    grace_until: Time | None = None
+    """Set once the quorum is there."""
+    answers: Mapping[Name, Answer] = {}
+    tallies: tuple[Tally, ...] = ()
+    """Score histograms and confusion matrices of the updates so far, added up."""
+    pausing: bool = False
+    """Pause when this round is over."""
+
+
+class Aggregating(Frozen):
+    """The set is frozen, and its sum is being made."""
+
+    phase: Literal["aggregating"] = "aggregating"
+    version: Literal[1] = 1
+    run: Run
+    closed: ClosedRound
+    pausing: bool = False
+
+
+class Paused(Frozen):
+    """Between two rounds, until resumed."""
+
+    phase: Literal["paused"] = "paused"
+    version: Literal[1] = 1
+    run: Run
+    round: RoundNumber
+    """The round that comes next."""
+    purpose: Purpose
+    since: Time
+
+
+class RunOutcome(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Ended(Frozen):
+    """The run is over. `state/runs/<run>.json` holds the same."""
+
+    phase: Literal["ended"] = "ended"
+    version: Literal[1] = 1
+    run: Run
+    round: RoundNumber
+    """The last round that was open."""
+    announcement: int = 0
+    outcome: RunOutcome
+    reason: Reason
+    """For people: why it ended so."""
+    ended_at: Time
+    refuses: RunId | None = None
+    """A run of this name that was cancelled before its start came."""
+
+
+class Tombstone(Frozen):
+    """A cancel that came before its start. It refuses one start: the named run's, else the first to come."""
+
+    phase: Literal["tombstone"] = "tombstone"
+    version: Literal[1] = 1
+    experiment: Name
+    since: Time
+    refuses: RunId | None = None
+    """The one start refused; None while the cancel named no run and no start has come."""
+
+
+Live = Collecting | Aggregating | Paused
+State = Annotated[Collecting | Aggregating | Paused | Ended | Tombstone, Field(discriminator="phase")]
+
+STATE: TypeAdapter[Collecting | Aggregating | Paused | Ended | Tombstone] = TypeAdapter(State)
+"""Reads a state from JSON: `STATE.validate_json(data)`."""
