@@ -17,8 +17,8 @@ from torch import nn
 
 import silobus
 
-# Every hospital scales by the same published constants. Scaling by its own rows would give the same weight another meaning
-# in each of them, and would tell the others about its patients.
+# Every hospital scales by the same published constants. Scaling by its own rows would give the same weight another
+# meaning in each of them, and would tell the others about its patients.
 STANDARD = json.loads(Path(__file__).with_name("standard.json").read_text())
 DEFAULTS = {"lr": 0.1, "momentum": 0.9, "epochs": 2, "batch": 16}
 
