@@ -1,0 +1,257 @@
+"""A message's sections (AMQP 1.0 part 3.2), cut and joined without reading what is in them.
+
+A sender's bytes are kept as they are; only what a broker adds (lock token, sequence number, delivery count, dead
+letter reason) is spliced in when a message goes out, so that no type is lost on the way. Body sections are never
+decoded. What the numbers mean is the broker's business, not this file's.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from servicebus_emulator.codec import (
+    DecodeError,
+    Described,
+    Symbol,
+    UInt,
+    ULong,
+    compound,
+    decode,
+    encode,
+    skip,
+)
+
+BATCH_FORMAT = 0x80013700
+HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = 0x70, 0x71, 0x72, 0x73, 0x74
+DATA, SEQUENCE, VALUE, FOOTER = 0x75, 0x76, 0x77, 0x78
+_U32 = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """The encoded value of each section, without its descriptor; ``body`` is all body sections and the footer."""
+
+    header: bytes | None = None
+    delivery_annotations: bytes | None = None
+    message_annotations: bytes | None = None
+    properties: bytes | None = None
+    application_properties: bytes | None = None
+    body: bytes = b""
+
+
+_ATTRIBUTES = {
+    HEADER: "header",
+    DELIVERY_ANNOTATIONS: "delivery_annotations",
+    MESSAGE_ANNOTATIONS: "message_annotations",
+    PROPERTIES: "properties",
+    APPLICATION_PROPERTIES: "application_properties",
+}
+
+
+def cut(payload: bytes) -> Sections:
+    """The sections in their order (3.2); anything else is a decode error."""
+    found: dict[str, bytes] = {}
+    position = 0
+    previous = 0
+    while position < len(payload):
+        code, value = _section(payload, position)
+        if code >= DATA:
+            _check_body(payload, position)
+            break
+        if code <= previous:
+            raise DecodeError("message sections out of order")
+        position = skip(payload, value)
+        found[_ATTRIBUTES[code]] = payload[value:position]
+        previous = code
+    return Sections(body=payload[position:], **found)
+
+
+def _section(payload: bytes, position: int) -> tuple[int, int]:
+    """The section's code and where its value begins."""
+    if payload[position] != 0:
+        raise DecodeError("a message section is a described value")
+    descriptor, value = decode(payload, position + 1)
+    if not isinstance(descriptor, int) or not HEADER <= descriptor <= FOOTER:
+        raise DecodeError("an unknown message section")
+    return int(descriptor), value
+
+
+def _check_body(payload: bytes, position: int) -> None:
+    first: int | None = None
+    while position < len(payload):
+        code, value = _section(payload, position)
+        if code < DATA or (first is not None and code not in (first, FOOTER)):
+            raise DecodeError("message sections out of order")
+        first = code if first is None else first
+        position = skip(payload, value)
+
+
+def data_sections(body: bytes) -> list[bytes]:
+    """The content of every data section (3.2.6): in a batch, one message each."""
+    contents = []
+    position = 0
+    while position < len(body):
+        code, value = _section(body, position)
+        content, position = decode(body, value)
+        if code == FOOTER:
+            break
+        if code != DATA or not isinstance(content, bytes):
+            raise DecodeError("a batch holds data sections only")
+        contents.append(content)
+    return contents
+
+
+def value_section(body: bytes) -> Any:
+    """The value of a body that is one AMQP value (3.2.8); None when it is something else."""
+    if not body:
+        return None
+    code, value = _section(body, 0)
+    return decode(body, value)[0] if code == VALUE else None
+
+
+# --------------------------------------------------------------------------------------------- what a broker reads
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message as it was sent, and the few facts in it that a queue acts upon."""
+
+    payload: bytes
+    message_id: str
+    ttl: int | None
+    scheduled_for: int | None
+
+
+def read_arrival(payload: bytes) -> Arrival:
+    """Read what matters; a message without an id is given one (3.2.4)."""
+    sections = cut(payload)
+    ttl = _header(sections.header)[2]
+    annotations = read_map(sections.message_annotations)
+    scheduled = annotations.get("x-opt-scheduled-enqueue-time")
+    if scheduled is not None and not isinstance(scheduled, int):
+        raise DecodeError("x-opt-scheduled-enqueue-time is a timestamp")
+    properties: list[Any] = []
+    if sections.properties is not None:
+        value, _ = decode(sections.properties)
+        if not isinstance(value, list):
+            raise DecodeError("properties are a list")
+        properties = value
+    message_id = properties[0] if properties else None
+    if message_id is None:
+        message_id = uuid4().hex
+        items = _items(sections.properties) if sections.properties is not None else []
+        listed = [encode(message_id), *items[1:]]
+        payload = _join(sections, properties=compound(0xC0, len(listed), b"".join(listed)))
+    return Arrival(payload, f"{type(message_id).__name__}:{message_id}", ttl, scheduled)
+
+
+def read_map(raw: bytes | None) -> dict[Any, Any]:
+    if raw is None:
+        return {}
+    value, _ = decode(raw)
+    if not isinstance(value, dict):
+        raise DecodeError("annotations and application properties are maps")
+    return value
+
+
+def _header(raw: bytes | None) -> list[Any]:
+    """durable, priority, ttl, first-acquirer, delivery-count (3.2.1)."""
+    if raw is None:
+        return [None] * 5
+    value, _ = decode(raw)
+    if not isinstance(value, list) or len(value) > 5:
+        raise DecodeError("a header is a list of at most five fields")
+    fields = value + [None] * (5 - len(value))
+    if fields[2] is not None and not isinstance(fields[2], int):
+        raise DecodeError("ttl is a uint")
+    return fields
+
+
+# --------------------------------------------------------------------------------------------- what a broker adds
+
+
+def render(
+    payload: bytes,
+    *,
+    delivery_count: int,
+    annotations: Mapping[str, Any],
+    lock_token: UUID | None,
+    dead_letter: Mapping[str, str] | None,
+) -> bytes:
+    """The message as a receiver gets it: the sender's, with what the broker knows spliced in."""
+    sections = cut(payload)
+    header = _header(sections.header)
+    header[4] = UInt(delivery_count)
+    delivery_annotations = sections.delivery_annotations
+    if lock_token is not None:
+        delivery_annotations = _merge(delivery_annotations, Symbol, {"x-opt-lock-token": lock_token})
+    application_properties = sections.application_properties
+    if dead_letter:
+        application_properties = _merge(application_properties, str, dead_letter)
+    return _join(
+        sections,
+        header=encode(header),
+        delivery_annotations=delivery_annotations,
+        message_annotations=_merge(sections.message_annotations, Symbol, annotations),
+        application_properties=application_properties,
+    )
+
+
+def _join(sections: Sections, **changed: bytes | None) -> bytes:
+    parts = []
+    for code, name in _ATTRIBUTES.items():
+        value = changed.get(name, getattr(sections, name))
+        if value is not None:
+            parts.append(b"\x00\x53" + bytes((code,)) + value)
+    parts.append(sections.body)
+    return b"".join(parts)
+
+
+def _items(raw: bytes) -> list[bytes]:
+    """Every item of an encoded list or map, still encoded."""
+    code = raw[0]
+    match code:
+        case 0x45:
+            return []
+        case 0xC0 | 0xC1:
+            count, position = raw[2], 3
+        case 0xD0 | 0xD1:
+            count, position = int(_U32.unpack_from(raw, 5)[0]), 9
+        case _:
+            raise DecodeError("not a list or a map")
+    items = []
+    for _ in range(count):
+        end = skip(raw, position)
+        items.append(raw[position:end])
+        position = end
+    return items
+
+
+def _merge(raw: bytes | None, key_type: type[str], added: Mapping[str, Any]) -> bytes:
+    """An encoded map with entries added; one of the same key is replaced, however its key was encoded."""
+    items = _items(raw) if raw is not None else []
+    kept: list[bytes] = []
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if decode(key)[0] not in added:
+            kept += (key, value)
+    for name, new in added.items():
+        kept += (encode(key_type(name)), encode(new))
+    return compound(0xC1, len(kept), b"".join(kept))
+
+
+def write_message(
+    *,
+    properties: list[Any] | None = None,
+    application_properties: dict[str, Any] | None = None,
+    value: Any,
+) -> bytes:
+    """A message of our own making: the reply of a node."""
+    parts = []
+    if properties is not None:
+        parts.append(encode(Described(ULong(PROPERTIES), properties)))
+    if application_properties is not None:
+        parts.append(encode(Described(ULong(APPLICATION_PROPERTIES), application_properties)))
+    parts.append(encode(Described(ULong(VALUE), value)))
+    return b"".join(parts)

@@ -1,0 +1,143 @@
+"""The live queues: the pure broker joined to a clock, a timer and the links that wait for messages.
+
+After every step the queue's free messages are matched with waiting consumers, and one timer is set for the moment
+at which time itself will next change something. Nothing polls. No AMQP here: a consumer is anything that wants
+messages.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from servicebus_emulator import log
+from servicebus_emulator.broker import Message, Queue
+from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.journal import GroupCommit
+from servicebus_emulator.message import Arrival
+from servicebus_emulator.store import Store
+
+T = TypeVar("T")
+LONGEST_SLEEP = 60.0  # the wall clock may jump; a deadline is looked at again at least this often
+
+
+def wall_clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Consumer(Protocol):
+    """Wants messages from one side of one queue."""
+
+    deletes: bool  # receive and delete, instead of peek and lock
+
+    def is_hungry(self) -> bool: ...
+    def deliver(self, message: Message) -> None: ...
+
+
+class LiveQueue:
+    """A queue that acts: every step it takes also delivers what became free."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        journal: GroupCommit,
+        clock: Callable[[], int],
+        wake_at: Callable[[int | None], None],
+    ) -> None:
+        self.queue = queue
+        self.journal = journal
+        self.clock = clock
+        self._wake_at = wake_at
+        self._hungry: dict[bool, deque[Consumer]] = {False: deque(), True: deque()}
+
+    @property
+    def name(self) -> str:
+        return self.queue.name
+
+    def send(self, arrivals: Sequence[Arrival]) -> list[int]:
+        return self.act(lambda queue, now: queue.send(arrivals, now))
+
+    def act(self, step: Callable[[Queue, int], T]) -> T:
+        """One step of the queue and all that follows from it."""
+        try:
+            return step(self.queue, self.clock())
+        finally:
+            self.deliver()
+            self._wake_at(self.queue.next_deadline())
+
+    def feed(self, consumer: Consumer, *, dead: bool) -> None:
+        """The consumer has become hungry; it stays in line for as long as it says so."""
+        if consumer not in self._hungry[dead]:
+            self._hungry[dead].append(consumer)
+        self.deliver()
+        self._wake_at(self.queue.next_deadline())
+
+    def deliver(self) -> None:
+        for dead, line in self._hungry.items():
+            while line and self.queue.has_available(dead=dead):
+                consumer = line.popleft()
+                if not consumer.is_hungry():
+                    continue
+                now = self.clock()
+                if consumer.deletes:
+                    message = self.queue.take_next(now, dead=dead)
+                else:
+                    message = self.queue.lock_next(now, dead=dead)
+                line.append(consumer)
+                if message is None:
+                    break
+                consumer.deliver(message)
+
+
+class Namespace:
+    def __init__(
+        self,
+        store: Store,
+        journal: GroupCommit,
+        configured: Mapping[str, QueueSettings],
+        clock: Callable[[], int] = wall_clock,
+    ) -> None:
+        self.journal = journal
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: int | None = None
+        self._queues: dict[str, LiveQueue] = {}
+        for name, settings in configured.items():
+            store.put_queue(name, settings)
+        for stored in store.queues():
+            queue = Queue(stored.key, stored.name, stored.settings, journal)
+            queue.restore(stored.last_sequence, store.messages(stored.key), store.seen(stored.key))
+            self._queues[stored.name.lower()] = LiveQueue(queue, journal, clock, self.wake_at)
+            log.info("queue.opened", queue=stored.name, **queue.counts())
+        self._tick()
+
+    def find(self, name: str) -> LiveQueue | None:
+        return self._queues.get(name)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ----------------------------------------------------------------------------------------------- time
+
+    def wake_at(self, due: int | None) -> None:
+        """See to it that the timer rings by then; ringing for nothing does no harm."""
+        if due is None or (self._timer_due is not None and self._timer_due <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        delay = max(0.0, (due - self._clock()) / 1000)
+        self._timer = self._loop.call_later(min(delay, LONGEST_SLEEP), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_due = None
+        for live in self._queues.values():
+            due = live.queue.next_deadline()
+            if due is not None and due <= self._clock():
+                live.queue.tick(self._clock())
+                live.deliver()
+            self.wake_at(live.queue.next_deadline())

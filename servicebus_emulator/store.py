@@ -1,0 +1,211 @@
+"""The queues on disk: SQLite, one file, one writer.
+
+Only rows and statements live here; what they mean is the broker's. A ``Batch`` is written in one transaction with
+an fsync at its end (``synchronous=FULL``), so it is there whole after a crash or not at all.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from servicebus_emulator.broker import Message, State
+from servicebus_emulator.config import QueueSettings
+
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, last_sequence INTEGER NOT NULL,
+    lock_duration INTEGER NOT NULL, max_delivery_count INTEGER NOT NULL, default_ttl INTEGER,
+    dead_letter_on_expiration INTEGER NOT NULL, requires_duplicate_detection INTEGER NOT NULL,
+    duplicate_window INTEGER NOT NULL
+) STRICT;
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, sequence INTEGER NOT NULL, message_id TEXT NOT NULL,
+    enqueued_at INTEGER NOT NULL, state INTEGER NOT NULL, dead INTEGER NOT NULL, scheduled_for INTEGER,
+    ttl INTEGER, delivery_count INTEGER NOT NULL, lock BLOB, locked_until INTEGER,
+    dead_letter_reason TEXT, dead_letter_description TEXT
+) STRICT;
+CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+CREATE TABLE seen (
+    queue INTEGER NOT NULL, message_id TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (queue, message_id)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class StoreError(Exception):
+    """The data directory cannot be used; the text says why."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to write in one transaction."""
+
+    messages: list[tuple[Any, ...]] = field(default_factory=list)
+    payloads: list[tuple[int, bytes]] = field(default_factory=list)
+    deleted: list[tuple[int]] = field(default_factory=list)
+    sequences: list[tuple[int, int]] = field(default_factory=list)  # last sequence, queue
+    seen: list[tuple[int, str, int]] = field(default_factory=list)
+    forgotten: list[tuple[int, int]] = field(default_factory=list)  # queue, not after
+
+
+@dataclass(frozen=True, slots=True)
+class StoredQueue:
+    key: int
+    name: str
+    settings: QueueSettings
+    last_sequence: int
+
+
+def message_row(queue: int, message: Message) -> tuple[Any, ...]:
+    return (
+        message.id,
+        queue,
+        message.sequence,
+        message.message_id,
+        message.enqueued_at,
+        int(message.state),
+        int(message.dead),
+        message.scheduled_for,
+        message.ttl,
+        message.delivery_count,
+        message.lock.bytes if message.lock is not None else None,
+        message.locked_until,
+        message.dead_letter.get("DeadLetterReason"),
+        message.dead_letter.get("DeadLetterErrorDescription"),
+    )
+
+
+class Store:
+    """Opened by one thread and then used by one other: never by two at once."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(
+            directory / "queues.sqlite", isolation_level=None, check_same_thread=False, timeout=0.2
+        )
+        try:
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("BEGIN IMMEDIATE")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={VERSION}")
+            elif version != VERSION:
+                raise StoreError(f"{directory} was written by another version of this program ({version})")
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{directory} cannot be opened (is it in use?): {error}") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def queues(self) -> list[StoredQueue]:
+        rows = self._db.execute(
+            "SELECT id, name, last_sequence, lock_duration, max_delivery_count, default_ttl,"
+            " dead_letter_on_expiration, requires_duplicate_detection, duplicate_window FROM queues ORDER BY id"
+        )
+        return [
+            StoredQueue(
+                key,
+                name,
+                QueueSettings(
+                    lock_duration=lock,
+                    max_delivery_count=deliveries,
+                    default_ttl=ttl,
+                    dead_letter_on_expiration=bool(expired),
+                    requires_duplicate_detection=bool(detect),
+                    duplicate_window=window,
+                ),
+                last,
+            )
+            for key, name, last, lock, deliveries, ttl, expired, detect, window in rows
+        ]
+
+    def messages(self, queue: int) -> Iterable[Message]:
+        rows = self._db.execute(
+            "SELECT id, sequence, message_id, enqueued_at, state, dead, scheduled_for, ttl, delivery_count, lock,"
+            " locked_until, dead_letter_reason, dead_letter_description, payload"
+            " FROM messages JOIN payloads USING (id) WHERE queue = ? ORDER BY sequence",
+            (queue,),
+        )
+        for row in rows:
+            identity, sequence, message_id, enqueued, state, dead, scheduled, ttl, count, lock, until, *rest = row
+            reason, description, payload = rest
+            dead_letter = {"DeadLetterReason": reason, "DeadLetterErrorDescription": description}
+            yield Message(
+                id=identity,
+                sequence=sequence,
+                message_id=message_id,
+                payload=payload,
+                enqueued_at=enqueued,
+                state=State(state),
+                dead=bool(dead),
+                scheduled_for=scheduled,
+                ttl=ttl,
+                delivery_count=count,
+                lock=UUID(bytes=lock) if lock is not None else None,
+                locked_until=until,
+                dead_letter={name: text for name, text in dead_letter.items() if text is not None},
+            )
+
+    def seen(self, queue: int) -> list[tuple[str, int]]:
+        return self._db.execute("SELECT message_id, at FROM seen WHERE queue = ? ORDER BY at", (queue,)).fetchall()
+
+    def last_id(self) -> int:
+        return int(self._db.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0])
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def put_queue(self, name: str, settings: QueueSettings) -> None:
+        """Create the queue, or give the one that is there these settings."""
+        self._db.execute(
+            "INSERT INTO queues (name, last_sequence, lock_duration, max_delivery_count, default_ttl,"
+            " dead_letter_on_expiration, requires_duplicate_detection, duplicate_window)"
+            " VALUES (?, 0, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+            " lock_duration = excluded.lock_duration, max_delivery_count = excluded.max_delivery_count,"
+            " default_ttl = excluded.default_ttl,"
+            " dead_letter_on_expiration = excluded.dead_letter_on_expiration,"
+            " requires_duplicate_detection = excluded.requires_duplicate_detection,"
+            " duplicate_window = excluded.duplicate_window",
+            (
+                name,
+                settings.lock_duration,
+                settings.max_delivery_count,
+                settings.default_ttl,
+                settings.dead_letter_on_expiration,
+                settings.requires_duplicate_detection,
+                settings.duplicate_window,
+            ),
+        )
+
+    def write(self, batch: Batch) -> None:
+        """All of it, durably, or an exception and nothing."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if batch.payloads:
+                db.executemany("INSERT INTO payloads VALUES (?, ?)", batch.payloads)
+            if batch.messages:
+                marks = ", ".join("?" * 14)
+                db.executemany(f"INSERT OR REPLACE INTO messages VALUES ({marks})", batch.messages)  # noqa: S608 - only marks
+            if batch.deleted:
+                db.executemany("DELETE FROM messages WHERE id = ?", batch.deleted)
+                db.executemany("DELETE FROM payloads WHERE id = ?", batch.deleted)
+            if batch.sequences:
+                db.executemany("UPDATE queues SET last_sequence = ? WHERE id = ?", batch.sequences)
+            if batch.forgotten:
+                db.executemany("DELETE FROM seen WHERE queue = ? AND at <= ?", batch.forgotten)
+            if batch.seen:
+                db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", batch.seen)
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
