@@ -117,6 +117,7 @@ class MemoryBroker:
             if message.available_at <= now and message.locked_until is None:
                 message.lock_token = str(uuid.uuid4())
                 message.locked_until = now + timedelta(seconds=source.options.lock_duration)
+                source.wake()  # those who wait must now wait for this lock
                 return replace(message.delivery, lock_token=message.lock_token, locked_until=message.locked_until)
         return None
 
@@ -150,16 +151,24 @@ class MemoryBroker:
         """Returns when a message may have become free in `queue`, at the latest at `until`."""
         source = self._queue(queue)
         now = self.clock.now()
-        stirring = (m for q in self._with_parent(source) for m in q.messages)
-        times = (t for m in stirring for t in (m.locked_until, m.available_at, m.expires_at) if t and t > now)
+        watched = self._with_parent(source)
+        times = (
+            t
+            for q in watched
+            for m in q.messages
+            for t in (m.locked_until, m.available_at, m.expires_at)
+            if t and t > now
+        )
         wait = (min([until, *times]) - now).total_seconds()
         change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = asyncio.ensure_future(self.clock.sleep(wait))
-        source.waiters.add(change)
+        for each in watched:
+            each.waiters.add(change)
         try:
             await asyncio.wait((change, timer), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            source.waiters.discard(change)
+            for each in watched:
+                each.waiters.discard(change)
             timer.cancel()
 
     def _queue(self, name: str) -> _Queue:

@@ -1,0 +1,300 @@
+"""The receive loop both halves use: what becomes of a message, decided in one place by the error its handler raised.
+
+    returned, Stale, Duplicate   complete
+    Transient                    try again under the lock, with growing waits; meanwhile receive nothing new
+    Poison                       tell the run (`on_poison`), then dead-letter with reason and description
+    anything else                our bug: log it whole, let the lock lapse; near the delivery limit dead-letter as `bug`
+
+One message never stops the process, and neither does a broker that is away. Nothing here knows what messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar, final
+
+from messages.errors import Duplicate, Forbidden, LockLost, NotFound, Poison, Stale, Transient
+from messages.log import EventLog
+from messages.ports import Bus, Clock, Delivery
+from messages.retry import Waits, retry_transient
+
+T = TypeVar("T")
+Handler = Callable[[Delivery], Awaitable[None]]
+OnPoison = Callable[[Delivery, Poison], Awaitable[None]]
+
+_log: Final = EventLog(__name__)
+
+
+class _Stopping(Exception):
+    """Not an error, but the way out of a wait."""
+
+
+@final
+class Consumer:
+    """Receives from one queue until told to stop, and hands each message to `handler`, several at a time.
+
+    `concurrency` bounds how many are handled at once (None: no bound). Of `max_delivery_count` deliveries the last two
+    are kept back: a message that gets that far is not handled any more but dead-lettered as `bug`, so that its run
+    hears of it before the broker puts it aside. `receive_wait` is the length of one receive, `lock_ceiling` the
+    longest time between two renewals of a lock, `grace` how long handlers may go on after a stop, and `probe_every`
+    how often one message is received all the same while a dependency is down; all in seconds.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        queue: str,
+        handler: Handler,
+        *,
+        on_poison: OnPoison,
+        clock: Clock,
+        max_delivery_count: int = 10,
+        concurrency: int | None = None,
+        waits: Waits | None = None,
+        receive_wait: float = 60.0,
+        lock_ceiling: float = 150.0,
+        grace: float = 10.0,
+        probe_every: float = 30.0,
+    ) -> None:
+        if max_delivery_count < 3:
+            raise ValueError("max_delivery_count must be at least 3: two deliveries are kept for telling the run")
+        self._bus, self._queue, self._handler, self._on_poison = bus, queue, handler, on_poison
+        self._clock = clock
+        self._deliveries_to_handle = max_delivery_count - 2
+        self._slots = asyncio.Semaphore(concurrency or 2**31)
+        self._waits = waits or Waits()
+        self._receive_wait, self._grace, self._probe_every = receive_wait, grace, probe_every
+        self._lock_ceiling = lock_ceiling
+        self._handling: dict[asyncio.Task[None], Delivery] = {}
+        self._concluded = 0
+        self._dependencies_up = asyncio.Event()
+        self._dependencies_up.set()
+        self._bugs: dict[str, str] = {}
+        self._stop = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Returns some time after `stop` is set: handlers get their grace, then messages in hand are abandoned.
+
+        Cancelling it instead is like killing the process: nothing is settled, and locks lapse.
+        """
+        self._stop = stop
+        try:
+            with contextlib.suppress(_Stopping):
+                while not stop.is_set():
+                    await self._receive_one()
+        finally:
+            await self._wind_up(abandon=stop.is_set())
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    async def _receive_one(self) -> None:
+        await self._unless_stopping(self._slots.acquire())
+        try:
+            await self._unless_stopping(self._dependencies())
+            delivery = await self._unless_stopping(self._next())
+        except BaseException:
+            self._slots.release()
+            raise
+        task = asyncio.create_task(self._take_care_of(delivery), name=f"{self._queue}: {delivery.message_id}")
+        self._handling[task] = delivery
+        task.add_done_callback(self._done_with)
+
+    def _done_with(self, task: asyncio.Task[None]) -> None:
+        self._slots.release()
+        self._handling.pop(task, None)
+
+    async def _next(self) -> Delivery:
+        failures = 0
+        while True:
+            try:
+                delivery = await self._bus.receive(self._queue, wait=self._receive_wait)
+            except Exception as error:  # noqa: BLE001  # whatever ails the broker, it must not end the process
+                failures += 1
+                if failures == 1:
+                    self._report_outage(error)
+                await self._clock.sleep(self._waits.after(failures))
+            else:
+                if failures:
+                    _log.info("bus.reachable", queue=self._queue, failures=failures)
+                failures = 0
+                if delivery is not None:
+                    return delivery
+
+    def _report_outage(self, error: Exception) -> None:
+        match error:
+            case Transient():
+                _log.warning("bus.unreachable", queue=self._queue, error=str(error))
+            case NotFound() | Forbidden():
+                _log.error("bus.refused", queue=self._queue, error=str(error), next="keeps trying, ever less often")
+            case _:
+                _log.exception("bus.bug", queue=self._queue)
+
+    async def _dependencies(self) -> None:
+        """Returns when dependencies are up, or when it is time to see with one message whether they are."""
+        if not self._dependencies_up.is_set():
+            await _race(self._dependencies_up.wait(), self._clock.sleep(self._probe_every))
+
+    # --- one message -------------------------------------------------------------------------------------------------
+
+    async def _take_care_of(self, delivery: Delivery) -> None:
+        renewing = asyncio.create_task(self._keep_locked(delivery), name=f"lock of {delivery.message_id}")
+        try:
+            await self._handle(delivery)
+        except _Stopping:
+            await self._abandon(delivery)
+        except LockLost:
+            _log.info("message.lock-lost", **_ids(delivery))
+        except Exception as bug:  # noqa: BLE001  # one message never stops the process
+            self._bugs[delivery.message_id] = _where(bug)
+            if len(self._bugs) > 1000:
+                self._bugs.pop(next(iter(self._bugs)))
+            _log.exception("message.bug", **_ids(delivery))
+        finally:
+            renewing.cancel()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        if delivery.delivery_count >= self._deliveries_to_handle:
+            await self._reject(delivery, self._delivered_too_often(delivery), last=True)
+            return
+        try:
+            await self._try(delivery, lambda: self._handler(delivery))
+        except (Stale, Duplicate) as over:
+            _log.debug("message.over", **_ids(delivery), because=str(over))
+        except Poison as poison:
+            await self._reject(delivery, poison)
+            return
+        await self._settle(delivery, lambda: self._bus.complete(delivery))
+
+    async def _reject(self, delivery: Delivery, poison: Poison, *, last: bool = False) -> None:
+        try:
+            await self._try(delivery, lambda: self._on_poison(delivery, poison))
+        except (Stale, Duplicate, Poison):
+            pass  # there is no run to be told
+        except (_Stopping, LockLost):
+            raise
+        except Exception:
+            if not last:
+                raise
+            _log.exception("message.bug", **_ids(delivery))
+        reason, description = poison.reason, poison.description
+        _log.warning("message.dead-lettered", **_ids(delivery), reason=reason, description=description)
+        await self._settle(delivery, lambda: self._bus.dead_letter(delivery, reason=reason, description=description))
+
+    def _delivered_too_often(self, delivery: Delivery) -> Poison:
+        cause = self._bugs.pop(delivery.message_id, None)
+        seen = f"the last failure seen was {cause}" if cause else "the processes that had it died or lost its lock"
+        text = f"Delivered {delivery.delivery_count} times and never finished; {seen}. Look for message.bug in the log"
+        return Poison("bug", f"{text}; when the cause is gone, send it again under a new message id.")
+
+    async def _try(self, delivery: Delivery, operation: Callable[[], Awaitable[None]]) -> None:
+        """Retries while a dependency is down, and pauses reception if it seems down for others too."""
+        concluded_before = self._concluded
+
+        def note(error: Transient, failures: int, wait: float) -> None:
+            log = _log.warning if failures == 1 else _log.debug
+            log("message.retrying", **_ids(delivery), failures=failures, wait=round(wait, 3), error=str(error))
+            if failures > 1 and self._concluded == concluded_before:
+                self._dependencies_up.clear()
+
+        try:
+            await retry_transient(
+                operation, clock=self._clock, waits=self._waits, before_wait=note, sleep=self._sleep_unless_stopping
+            )
+        finally:
+            self._concluded += 1
+            self._dependencies_up.set()
+
+    async def _settle(self, delivery: Delivery, settle: Callable[[], Awaitable[None]]) -> None:
+        """Tries for about a minute; if the broker is away for longer, the message comes again and is found done."""
+        try:
+            await retry_transient(settle, clock=self._clock, waits=self._waits, attempts=10)
+        except Transient as error:
+            _log.warning("message.not-settled", **_ids(delivery), error=str(error))
+
+    async def _abandon(self, delivery: Delivery) -> None:
+        try:
+            await self._bus.abandon(delivery)
+        except (LockLost, Transient) as error:
+            _log.info("message.not-abandoned", **_ids(delivery), error=str(error))
+        except Exception:  # noqa: BLE001  # stopping goes on
+            _log.exception("message.not-abandoned", **_ids(delivery))
+
+    async def _keep_locked(self, delivery: Delivery) -> None:
+        """Renews at half of what is left of the lock. Losing it is normal; whoever handles the message goes on."""
+        until = delivery.locked_until
+        while until is not None:
+            left = (until - self._clock.now()).total_seconds()
+            wait = min(max(left / 2, 0.2), self._lock_ceiling) if left > 0 else 5.0
+            await self._clock.sleep(wait)
+            try:
+                until = await self._bus.renew(delivery)
+            except Transient:
+                continue
+            except LockLost:
+                # In spite of renewing: a clock is off, or somebody slept. The next locks are renewed sooner.
+                self._lock_ceiling = max(1.0, wait / 2)
+                _log.info("message.lock-lost", **_ids(delivery))
+                return
+            except Exception:  # noqa: BLE001  # whoever handles the message goes on
+                _log.exception("message.lock-bug", **_ids(delivery))
+                return
+
+    # --- stopping ----------------------------------------------------------------------------------------------------
+
+    async def _wind_up(self, *, abandon: bool) -> None:
+        if abandon and self._handling:
+            await _race(asyncio.wait(list(self._handling)), self._clock.sleep(self._grace))
+        left = dict(self._handling)
+        for task in left:
+            task.cancel()
+        if left:
+            await _race(asyncio.wait(list(left)), self._clock.sleep(self._grace))
+        if abandon:
+            await asyncio.gather(*(self._abandon(delivery) for delivery in left.values()))
+
+    async def _sleep_unless_stopping(self, seconds: float) -> None:
+        await self._unless_stopping(self._clock.sleep(seconds))
+
+    async def _unless_stopping(self, waited: Coroutine[Any, Any, T]) -> T:
+        """What `waited` returns; raises `_Stopping` when told to stop first. A result is never thrown away."""
+        task, stopping = asyncio.create_task(waited), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+        if task.cancelled():
+            raise _Stopping
+        return task.result()
+
+
+async def _race(*contenders: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of them has finished; the others are cancelled."""
+    tasks = [asyncio.create_task(contender) for contender in contenders]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _ids(delivery: Delivery) -> dict[str, object]:
+    return {
+        "queue": delivery.queue,
+        "message": delivery.message_id,
+        "kind": delivery.subject,
+        "run": delivery.correlation_id,
+        "deliveries": delivery.delivery_count + 1,
+    }
+
+
+def _where(bug: Exception) -> str:
+    frames = traceback.extract_tb(bug.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(bug).__name__}{place}"
