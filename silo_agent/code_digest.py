@@ -1,9 +1,9 @@
 """The digest by which an owner approves code: of a file, or of a directory's files by name and content.
 
 Here lives only how it is computed. A file's digest is SHA-256 of its bytes, what `sha256sum` prints. A directory's is
-SHA-256 over one line per regular file below it, `<sha256 of the content>  <path with />` and a line feed,
-in order of the path's bytes. `__pycache__` directories are left out. The path itself may be a symbolic link; inside a directory, links and
-everything else that is no regular file are an error: a digest cannot vouch for what they lead to.
+SHA-256 over one line per regular file below it, `<sha256 of the content>  <path with />` and a line feed, in order of
+the path's bytes. `__pycache__` directories are left out. The path itself may be a symbolic link; inside a directory,
+links and everything else that is no regular file are an error: a digest cannot vouch for what they lead to.
 """
 
 from __future__ import annotations

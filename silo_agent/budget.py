@@ -1,0 +1,63 @@
+"""How many rounds each task has taken part in, over all experiments and restarts.
+
+Here lives the count alone; how many are allowed is the policy's. A round is charged before its training starts, once
+however often it is tried, and given back only when nothing of it has left the silo.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import final
+
+from silo_agent.journal import Journal
+
+Charge = tuple[str, int]
+"""Run and round."""
+
+
+@final
+class Budget:
+    """The ledger in one file. Blocks: use it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path)
+        self._lock = threading.Lock()
+        self._charged: dict[str, set[Charge]] = {}
+        for line in self._journal.found:
+            entry = json.loads(line)
+            self._count(entry["task"], (entry["run"], entry["round"]), charged=entry["charged"])
+
+    def spent(self, task: str, *, besides: Charge | None = None) -> int:
+        """Rounds charged to a task, not counting the one under decision."""
+        with self._lock:
+            return len(self._charged.get(task, set()) - {besides})
+
+    def charge(self, task: str, charge: Charge) -> None:
+        """Charges a round; durable on return. Nothing happens when it is charged already."""
+        self._note(task, charge, charged=True)
+
+    def give_back(self, task: str, charge: Charge) -> None:
+        """Undoes a charge. Nothing happens when there is none."""
+        self._note(task, charge, charged=False)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._journal.close()
+
+    def _note(self, task: str, charge: Charge, *, charged: bool) -> None:
+        run, number = charge
+        with self._lock:
+            if (charge in self._charged.get(task, set())) is charged:
+                return
+            entry = {"task": task, "run": run, "round": number, "charged": charged}
+            self._journal.append(json.dumps(entry, separators=(",", ":")).encode())
+            self._count(task, charge, charged=charged)
+
+    def _count(self, task: str, charge: Charge, *, charged: bool) -> None:
+        charges = self._charged.setdefault(task, set())
+        if charged:
+            charges.add(charge)
+        else:
+            charges.discard(charge)

@@ -1,0 +1,187 @@
+"""The silo's own directory: where rounds, private state, budget, egress log and runtime files lie. It never leaves.
+
+    agent.lock  paused  budget.jsonl  egress.jsonl  egress.head
+    rounds/<run>/<round>/in/                   what the script is given; with tries/<n>/out/ a round to be run again
+    rounds/<run>/<round>/tries/<n>/            out/, output.txt, failed.json when it has failed
+    rounds/<run>/<round>/ended.json            how it ended
+    state/<run>/<round>/                       private state as that round committed it
+    runtime/                                   silobus for scripts, sockets, what processes are running
+
+Here live names and what a round's directory remembers; what is decided on it does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from messages.schemas import FailureCategory
+
+ENDED: Final = "ended.json"
+
+
+class HomeInUse(Exception):
+    """Another agent works in this directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryDirectory:
+    """One try of a round."""
+
+    path: Path
+
+    @property
+    def output(self) -> Path:
+        """What the script writes."""
+        return self.path / "out"
+
+    @property
+    def log(self) -> Path:
+        """What the script prints."""
+        return self.path / "output.txt"
+
+    @property
+    def has_report(self) -> bool:
+        """Whether its output counts."""
+        return (self.output / "report.json").is_file()
+
+    def start(self) -> None:
+        """Makes the directories, empty."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.output.mkdir(parents=True)
+
+    def mark_failed(self, category: FailureCategory, announcement: int, notes: tuple[str, ...] = ()) -> None:
+        """Remembers that it failed, so that a restarted agent does not try for ever."""
+        entry = {"category": category, "announcement": announcement, "notes": notes}
+        (self.path / "failed.json").write_text(json.dumps(entry))
+
+    def failure(self, announcement: int) -> FailureCategory | None:
+        """How it failed, if it did under this announcement; a later announcement gives every silo new tries."""
+        entry = read_json(self.path / "failed.json")
+        return FailureCategory(entry["category"]) if entry and entry["announcement"] == announcement else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it failed under any announcement."""
+        return (self.path / "failed.json").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDirectory:
+    """Everything of one round."""
+
+    path: Path
+
+    @property
+    def input(self) -> Path:
+        """What the script is given."""
+        return self.path / "in"
+
+    def attempt(self, number: int) -> TryDirectory:
+        """The directory of a try."""
+        return TryDirectory(self.path / "tries" / str(number))
+
+    def attempts(self) -> list[int]:
+        """The numbers of all tries so far."""
+        tries = self.path / "tries"
+        return sorted(int(p.name) for p in tries.iterdir() if p.name.isdigit()) if tries.is_dir() else []
+
+    def mark_ended(self, entry: dict[str, Any]) -> None:
+        """Remembers how the round ended, for listings and for what may be deleted."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / ENDED).write_text(json.dumps(entry))
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """How it ended; None: it has not."""
+        return read_json(self.path / ENDED)
+
+
+@final
+class Home:
+    """The directory, taken by one agent at a time. Blocks: use it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def take(self) -> None:
+        """Makes this process the only one to work here. Raises HomeInUse."""
+        for name in ("rounds", "state", "runtime"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        lock = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise HomeInUse(f"another agent is running on {self.path}; a silo runs one agent per home") from None
+        self._lock = lock
+
+    def leave(self) -> None:
+        """Gives it back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def budget(self) -> Path:
+        """The ledger of rounds."""
+        return self.path / "budget.jsonl"
+
+    @property
+    def egress(self) -> Path:
+        """The log of all that left."""
+        return self.path / "egress.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Private state of all runs."""
+        return self.path / "state"
+
+    @property
+    def runtime(self) -> Path:
+        """What only matters while an agent runs."""
+        return self.path / "runtime"
+
+    @property
+    def pause_file(self) -> Path:
+        """While this is there, the owner takes part in nothing."""
+        return self.path / "paused"
+
+    def round(self, run: str, round_number: int) -> RoundDirectory:
+        """The directory of a round."""
+        return RoundDirectory(self.path / "rounds" / run / f"{round_number:05d}")
+
+    def rounds(self) -> list[tuple[str, int, RoundDirectory]]:
+        """Every round that is still there, by run and number."""
+        found = sorted((self.path / "rounds").glob("*/[0-9]*"))
+        return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]
+
+    def forget_ended(self, keep: int) -> None:
+        """Deletes the directories of ended rounds, all but the last `keep` to have ended."""
+        ended = [directory.path for _, _, directory in self.rounds() if directory.ended is not None]
+        ended.sort(key=lambda path: (path / ENDED).stat().st_mtime_ns)
+        for path in ended[: max(0, len(ended) - keep)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def write_fault(self, name: str, text: str) -> Path:
+        """Keeps what must not get into the shared log: a bug's whole story."""
+        path = self.path / "faults" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON file of our own; None when it is not there, or was cut off by a crash."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
