@@ -61,7 +61,7 @@ class Channel:
                     self._lines.put(line)
                     if "end" in line:
                         return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             _leave(f"the connection to the agent broke: {error}")
         _leave("the agent is gone")
 

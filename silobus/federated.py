@@ -19,7 +19,7 @@ from silobus.metrics import Metric
 from silobus.round import Round, Told
 from silobus.state import Origins, read_state, restore, structure_of, write_state
 from silobus.tensors import kind_of
-from silobus.weights import copy_private, divide, load_private, load_shared, write_private, write_update
+from silobus.weights import copy_private, divide, load, write_private, write_update
 
 PURPOSES = ("initialise", "train", "evaluate")
 PRIVATE = "model.safetensors"
@@ -60,7 +60,7 @@ class FederatedRound(Round):
         self._target = target
         self._writes = writes
         self._origins = origins
-        self._received = _received(source, asked["weights"])
+        self._received = _received(source, asked["purpose"], asked["weights"])
         self._update: Written | None = None
         self._share: tuple[tuple[str, ...], ...] = ()
         self._sign_of_life = SignOfLife(target / "progress.json", clock)
@@ -71,14 +71,15 @@ class FederatedRound(Round):
         self._share = (share, tuple(self._asked["share"]))
         mine = divide(model, *self._share)
         if self._received is None:
+            if self._origins and self._origins.used:
+                raise RuntimeError("this process has run other rounds: its model is no longer as first constructed")
             if self._writes:
                 # As the model has it, whole: these become the weights that everyone starts from.
                 self._update = write_update(self._target / "update.safetensors", mine, None)
             return
-        original = self._origins.first("model", model, lambda: copy_private(mine)) if self._origins else None
+        original = self._origins.first("model", lambda: copy_private(mine)) if self._origins else None
         kept = self._source / "state" / PRIVATE
-        load_shared(mine, self._received)
-        load_private(mine, TensorFile(kept) if kept.exists() else None, self._received, original)
+        load(mine, self._received, TensorFile(kept) if kept.exists() else None, self._received, original)
 
     def _restore(self, name: str, obj: Any) -> None:
         def take() -> tuple[Any, dict[str, Any]]:
@@ -86,7 +87,7 @@ class FederatedRound(Round):
             structure = structure_of(obj, name, tensors)
             return structure, {key: _copy(value) for key, value in tensors.items()}
 
-        original = self._origins.first(f"keep.{name}", obj, take) if self._origins else None
+        original = self._origins.first(f"keep.{name}", take) if self._origins else None
         if not read_state(self._source / "state", name, obj) and original is not None:
             structure, tensors = original
             restore(obj, structure, lambda key, _: _copy(tensors[key]))
@@ -152,8 +153,10 @@ class SignOfLife:
             write_json(self._path, {"steps": self._steps}, durable=False)
 
 
-def _received(source: Path, expected: Mapping[str, Any] | None) -> TensorFile | None:
+def _received(source: Path, purpose: str, expected: Mapping[str, Any] | None) -> TensorFile | None:
     """The weights this round starts from, if they are the ones that were announced."""
+    if (purpose == "initialise") != (expected is None):
+        raise ValueError(f"round.json: a round to {purpose} comes {'with' if expected else 'without'} weights")
     if expected is None:
         return None
     path = source / "weights.safetensors"

@@ -91,11 +91,14 @@ class Round(ABC):
         self._restore(name, obj)
 
     def score(self, phase: str = "received", /, **metrics: Metric) -> None:
-        """Report metrics: of the weights as they came ("received"), or after training here ("trained")."""
+        """Report metrics: of the weights as they came ("received"), or after training here ("trained").
+
+        In a round that neither trains nor evaluates nothing is asked for, and nothing is reported.
+        """
         if phase not in ("received", "trained"):
             raise ValueError(f"a score is of the weights 'received' or 'trained', not {phase!r}")
-        if not (self.trains if phase == "trained" else self.evaluates):
-            raise RuntimeError(f"a round to {self.purpose} has no {phase} weights to score")
+        if phase == "trained" and self.purpose == "evaluate":
+            raise RuntimeError("a round to evaluate has no trained weights to score")
         for name, metric in metrics.items():
             if not _METRIC_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name for a metric: letters, digits and _ . - only, 64 at most")
@@ -106,7 +109,8 @@ class Round(ABC):
                 )
             if (name, phase) in self._metrics:
                 raise RuntimeError(f"the {phase} {name} was scored before in this round")
-            self._metrics[name, phase] = metric
+            if self.evaluates:
+                self._metrics[name, phase] = metric
         self._scored(phase, metrics)
 
     def progress(self, steps: SupportsIndex | None = None) -> None:

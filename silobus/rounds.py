@@ -25,7 +25,7 @@ def rounds(
 
     Without an agent: so many rounds of local training with these params and data, and an evaluation at the end.
     With one: what the agent asks for; `params` are then defaults under the experiment's hyperparameters, and
-    `rounds` and `data` are not used.
+    `rounds` and `data` are not used. A round counts when the loop body has returned: after a `break` it does not.
     """
     source, target, socket = (os.environ.get(f"SILOBUS_{name}") for name in ("INPUT", "OUTPUT", "SOCKET"))
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

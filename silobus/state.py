@@ -90,13 +90,17 @@ class Origins:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[object, object]] = {}
+        self._first: dict[str, object] = {}
 
-    def first(self, name: str, obj: object, take: Callable[[], T]) -> T:
-        """What `take` gave when this very object was first seen under the name."""
-        if name not in self._seen or self._seen[name][0] is not obj:
-            self._seen[name] = (obj, take())
-        return self._seen[name][1]  # type: ignore[return-value]  # put there by the same caller
+    @property
+    def used(self) -> bool:
+        return bool(self._first)
+
+    def first(self, name: str, take: Callable[[], T]) -> T:
+        """What `take` gave when this was first called under the name. By name: scripts may build their objects anew."""
+        if name not in self._first:
+            self._first[name] = take()
+        return self._first[name]  # type: ignore[return-value]  # a name is always taken by the same function
 
 
 def _paths(directory: Path, name: str) -> tuple[Path, Path]:

@@ -46,8 +46,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """A model's tensors, divided. `held` is where they came from: a dict may need its entries replaced."""
+    """A model's tensors, divided. `held` is the dictionary they came in, `owner` what made it."""
 
+    owner: Any
     held: dict[str, Any]
     shared: tuple[Tensor, ...]
     private: tuple[Tensor, ...]
@@ -57,12 +58,18 @@ class Model:
             for key in tensor.keys:
                 self.held[key] = source
 
+    def settle(self) -> None:
+        """Give the filled tensors back. A module's are its own memory already; another owner's may be copies."""
+        if self.owner is not self.held:
+            self.owner.load_state_dict(self.held)
+
 
 def divide(model: Any, *share: Sequence[str]) -> Model:
     """A model (anything with `state_dict()`, or a dict of tensors) as shared and private tensors."""
-    held = model.state_dict() if hasattr(model, "state_dict") else model
+    stateful = hasattr(model, "state_dict") and hasattr(model, "load_state_dict")
+    held = model.state_dict() if stateful else model
     if not isinstance(held, dict):
-        raise TypeError(f"a model has state_dict() or is a dict of tensors; {type(model).__name__} is neither")
+        raise TypeError(f"a model has state_dict() and load_state_dict(), or is a dict; not so {type(model).__name__}")
     shared: list[Tensor] = []
     private: list[Tensor] = []
     for tensor in _tensors(held, share):
@@ -76,11 +83,18 @@ def divide(model: Any, *share: Sequence[str]) -> Model:
         (shared if out else private).append(tensor)
     if not shared:
         raise ValueError(f"of {len(private)} tensors none is shared by {' and '.join(map(repr, map(list, share)))}")
-    return Model(held, tuple(shared), tuple(private))
+    return Model(model, held, tuple(shared), tuple(private))
 
 
-def load_shared(model: Model, file: TensorFile) -> None:
-    """Fill every shared tensor from the file, after all of them have been found to fit."""
+def load(model: Model, received: TensorFile, *private: TensorFile | dict[str, Any] | None) -> None:
+    """Fill what is shared from the weights received, and what is private from the first source that has it."""
+    _load_shared(model, received)
+    _load_private(model, private)
+    model.settle()
+
+
+def _load_shared(model: Model, file: TensorFile) -> None:
+    """Fill every shared tensor, after all of them have been found to fit."""
     known = {name for tensor in (*model.shared, *model.private) for name in tensor.names}
     if unknown := sorted(file.names - known):
         raise ValueError(f"{file.path.name} has tensors that the model does not: {_listed(unknown, known)}")
@@ -90,20 +104,17 @@ def load_shared(model: Model, file: TensorFile) -> None:
         model.fill(tensor, _read(tensor, file))
 
 
-def load_private(model: Model, *sources: TensorFile | dict[str, Any] | None) -> None:
-    """Fill every private tensor from the first source that has it; what none has stays as it is."""
+def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | None]) -> None:
+    """Fill every private tensor; what no source has stays as it is."""
     for tensor in model.private:
         for source in sources:
-            if source is None:
-                continue
-            if isinstance(source, TensorFile):
-                if not any(name in source.names for name in tensor.names):
-                    continue
+            if isinstance(source, TensorFile) and not source.names.isdisjoint(tensor.names):
                 _check_fits(tensor, source)
                 model.fill(tensor, _read(tensor, source))
-            else:
+                break
+            if isinstance(source, dict) and tensor.names[0] in source:
                 model.fill(tensor, source[tensor.names[0]])
-            break
+                break
 
 
 def copy_private(model: Model) -> dict[str, Any]:
