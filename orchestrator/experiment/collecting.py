@@ -1,0 +1,219 @@
+"""An open round: what each silo answers, the grace, the deadline, announcing again.
+
+Here lives every rule about what counts in a round and what no longer does. What follows once the set is frozen is
+`rounds`'.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from messages.errors import Duplicate, Poison, Stale
+from messages.schemas import DeadlinePassed, GraceOver, Purpose, Transfer, UpdatePublished
+from orchestrator.experiment.announcing import ask, awaited, has_answered
+from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
+from orchestrator.experiment.events import (
+    RoundRefused,
+    SiloAppeared,
+    TrainingBroke,
+    UpdateRejected,
+    UpdateVerified,
+)
+from orchestrator.experiment.metrics import number_of, tally
+from orchestrator.experiment.rounds import close_round, end_run, no_quorum
+from orchestrator.experiment.state import (
+    Aggregating,
+    Answer,
+    Collecting,
+    Declined,
+    Ended,
+    Failed,
+    RunOutcome,
+    Updated,
+)
+
+After = tuple[Collecting | Aggregating | Ended, Effects]
+
+
+def check_update(state: Collecting, silo: str, update: UpdatePublished) -> None:
+    """Raises unless this update would count. Cheap: for a look before gigabytes are read."""
+    _check_asked(state, silo)
+    if isinstance(before := state.answers.get(silo), Updated):
+        if _content(before) == _content(update):
+            raise Duplicate(f"this update of {silo} for round {state.round} was counted before")
+        raise Poison(
+            "update-conflict",
+            f"{silo} sent another update for round {state.round}; the first one counts. An agent publishes once per "
+            "round: look whether two agents run for this silo.",
+        )
+    if update.purpose is not state.purpose:
+        raise Poison("wrong-purpose", f"Round {state.round} is for {state.purpose}, the update for {update.purpose}.")
+    payload = update.payloads.get("weights")
+    if state.purpose is Purpose.EVALUATE:
+        return
+    if payload is None:
+        raise Poison("payload-missing", f"The update for round {state.round} names no weights.")
+    expected = transfer_of(state).form
+    if payload.form != expected:
+        raise Poison("wrong-form", f"Round {state.round} takes {expected}, not {payload.form}.")
+
+
+def transfer_of(state: Collecting) -> Transfer:
+    """How weights travel in this round: those of the first model as they are."""
+    return Transfer() if state.purpose is Purpose.INITIALISE else state.run.request.transfer
+
+
+def update_verified(state: Collecting, event: UpdateVerified, now: datetime) -> After:
+    """Counts an update, whichever announcement of this round caused it."""
+    check_update(state, event.silo, event.update)
+    update = event.update
+    answer = Updated(
+        announcement=update.announcement,
+        payload=None if state.purpose is Purpose.EVALUATE else update.payloads["weights"],
+        samples=update.samples,
+        steps=update.steps,
+        seconds=update.seconds,
+        norm=event.norm,
+        metrics=tuple(number_of(report) for report in update.metrics),
+        at=now,
+    )
+    tallies = tally(state.tallies, update.metrics)
+    return _after_answer(_answered(state, event.silo, answer).model_copy(update={"tallies": tallies}), now)
+
+
+def update_rejected(state: Collecting, event: UpdateRejected, now: datetime) -> After:
+    """A useless answer is an answer: the round does not wait for another."""
+    return _failed(state, event.silo, event.reason, state.announcement, now)
+
+
+def training_broke(state: Collecting, event: TrainingBroke, now: datetime) -> After:
+    """The silo gave up; asked again, it may try again."""
+    return _failed(state, event.silo, event.reason, event.announcement or state.announcement, now)
+
+
+def round_refused(state: Collecting, event: RoundRefused, now: datetime) -> After:
+    """The silo's owner said no, for the whole round."""
+    _check_asked(state, event.silo)
+    match state.answers.get(event.silo):
+        case Updated():
+            raise Stale(f"the update of {event.silo} for round {state.round} is in already")
+        case Declined():
+            raise Duplicate(f"{event.silo} had declined round {state.round} already")
+        case Failed() | None:
+            return _after_answer(_answered(state, event.silo, Declined(reason=event.reason)), now)
+
+
+def silo_appeared(state: Collecting, event: SiloAppeared) -> After:
+    """Tells a new agent of the open round, if its silo still owes an answer."""
+    if event.silo not in state.asked or has_answered(state, event.silo):
+        raise Stale(f"{event.silo} owes round {state.round} no answer")
+    return state, (Announce(silo=event.silo, round=state.round, announcement=state.announcement),)
+
+
+def deadline_passed(state: Collecting, event: DeadlinePassed, now: datetime) -> After:
+    """The time of one announcement is up."""
+    if event.announcement != state.announcement:
+        raise Stale(f"announcement {event.announcement} of round {state.round} is over")
+    if len(_updates(state)) >= state.quorum or state.purpose is Purpose.EVALUATE:
+        return close_round(state, now)
+    if state.purpose is Purpose.INITIALISE and (after := _ask_next(state, now)):
+        return after
+    return _announce_again(state, now)
+
+
+def grace_over(state: Collecting, event: GraceOver, now: datetime) -> After:
+    """Stragglers have had their time."""
+    if state.grace_until is None or event.announcement != state.announcement:
+        raise Stale(f"no grace of announcement {event.announcement} of round {state.round} is running")
+    return close_round(state, now)
+
+
+def _failed(state: Collecting, silo: str, reason: str, announcement: int, now: datetime) -> After:
+    _check_asked(state, silo)
+    match state.answers.get(silo):
+        case Updated() | Declined():
+            raise Stale(f"{silo} has answered round {state.round} already")
+        case Failed() if has_answered(state, silo):
+            raise Duplicate(f"{silo} had failed in round {state.round} already")
+        case Failed() | None:
+            if announcement < state.announcement:
+                raise Stale(f"{silo} failed for announcement {announcement} and has been asked again since")
+            answer = Failed(announcement=state.announcement, reason=reason[:300])
+            return _after_answer(_answered(state, silo, answer), now)
+
+
+def _after_answer(state: Collecting, now: datetime) -> After:
+    """What an answer brings about: the end of the round, its grace, another announcement, or nothing yet."""
+    waiting = awaited(state)
+    missing = state.quorum - len(_updates(state))
+    if missing <= 0:
+        return close_round(state, now) if _need_not_wait(state, waiting) else _begin_grace(state, now)
+    match state.purpose:
+        case Purpose.EVALUATE:
+            return (state, ()) if waiting else close_round(state, now)
+        case Purpose.INITIALISE:
+            return _ask_next(state, now) or ((state, ()) if waiting else _fail(state, now))
+        case Purpose.TRAIN:
+            return (state, ()) if missing <= len(waiting) else _announce_again(state, now)
+
+
+def _need_not_wait(state: Collecting, waiting: tuple[str, ...]) -> bool:
+    return not waiting or state.purpose is Purpose.INITIALISE or state.run.request.quorum.grace == 0
+
+
+def _begin_grace(state: Collecting, now: datetime) -> After:
+    if state.grace_until is not None:
+        return state, ()
+    until = now + timedelta(seconds=state.run.request.quorum.grace)
+    schedule = ScheduleGrace(run=state.run.id, round=state.round, announcement=state.announcement, at=until)
+    return state.model_copy(update={"grace_until": until}), (schedule,)
+
+
+def _ask_next(state: Collecting, now: datetime) -> After | None:
+    """Asks one more silo for the first model; None when all have been asked."""
+    silo = next((s for s in state.run.silos if s not in state.asked), None)
+    if silo is None:
+        return None
+    after = _announced_anew(state, now).model_copy(update={"asked": (*state.asked, silo)})
+    return after, ask(after, (silo,))
+
+
+def _announce_again(state: Collecting, now: datetime) -> After:
+    """A new try with those that owe an answer; pointless when too many have declined for good."""
+    after = _announced_anew(state, now).model_copy(update={"reminded": state.reminded + 1})
+    waiting = awaited(after)
+    enough = len(_updates(state)) + len(waiting) >= state.quorum
+    if not enough or state.reminded >= state.run.request.quorum.reminders:
+        return _fail(state, now)
+    return after, ask(after, waiting)
+
+
+def _announced_anew(state: Collecting, now: datetime) -> Collecting:
+    deadline = now + timedelta(seconds=state.run.request.quorum.deadline)
+    return state.model_copy(update={"announcement": state.announcement + 1, "deadline": deadline})
+
+
+def _fail(state: Collecting, now: datetime) -> After:
+    return end_run(state, RunOutcome.FAILED, no_quorum(state), now)
+
+
+def _answered(state: Collecting, silo: str, answer: Answer) -> Collecting:
+    return state.model_copy(update={"answers": {**state.answers, silo: answer}})
+
+
+def _updates(state: Collecting) -> list[Updated]:
+    return [answer for answer in state.answers.values() if isinstance(answer, Updated)]
+
+
+def _content(update: Updated | UpdatePublished) -> tuple[object, ...]:
+    payload = update.payload if isinstance(update, Updated) else update.payloads.get("weights")
+    return (payload.sha256 if payload else None, update.samples, update.steps)
+
+
+def _check_asked(state: Collecting, silo: str) -> None:
+    if silo not in state.asked:
+        raise Poison(
+            "not-asked",
+            f"{silo} was not asked to take part in round {state.round} of {state.run.id}; it is announced to: "
+            + ", ".join(state.asked[:20]),
+        )

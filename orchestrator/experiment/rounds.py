@@ -1,0 +1,200 @@
+"""From round to round: opening one, freezing its set, what follows, and how a run ends.
+
+Here is what happens between rounds; what happens to answers inside an open one is `collecting`'s.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from messages.schemas import ClosedBecause, Payload, Purpose
+from orchestrator.experiment.announcing import ask, dismiss, has_answered, head_of
+from orchestrator.experiment.effects import Effects, PublishHead, RecordRound, RecordRun, RequestAggregation
+from orchestrator.experiment.metrics import improves, pool
+from orchestrator.experiment.state import (
+    Aggregating,
+    Best,
+    ClosedRound,
+    Collecting,
+    Declined,
+    Ended,
+    Failed,
+    Live,
+    Model,
+    Paused,
+    RoundOutcome,
+    RoundRecord,
+    Run,
+    RunOutcome,
+    Updated,
+    UpdateRecord,
+)
+
+MOST_REASON = 4000
+
+
+def open_round(run: Run, round_number: int, purpose: Purpose, now: datetime) -> tuple[Collecting, Effects]:
+    """Announces a round for the first time. The first model is made by one silo: the first that will."""
+    initialising = purpose is Purpose.INITIALISE
+    state = Collecting(
+        run=run,
+        round=round_number,
+        purpose=purpose,
+        quorum=1 if initialising else run.quorum,
+        asked=run.silos[:1] if initialising else run.silos,
+        opened_at=now,
+        deadline=now + timedelta(seconds=run.request.quorum.deadline),
+    )
+    return state, ask(state, state.asked)
+
+
+def close_round(state: Collecting, now: datetime) -> tuple[Aggregating | Ended, Effects]:
+    """Freezes the set. Nothing is summed after an evaluation: that was the last round."""
+    if state.purpose is Purpose.EVALUATE:
+        return _completed(state, now)
+    after = Aggregating(run=state.run, closed=frozen(state, now), pausing=state.pausing)
+    request = RequestAggregation(run=state.run.id, round=state.round)
+    return after, (*dismiss(state, ClosedBecause.AGGREGATED), request, PublishHead(head=head_of(after)))
+
+
+def round_aggregated(state: Aggregating, payload: Payload, now: datetime) -> tuple[Live, Effects]:
+    """The new weights are there: the next round, or a pause before it."""
+    closed = state.closed
+    run = measured(state.run, closed).model_copy(update={"model": Model(round=closed.round, payload=payload)})
+    record = RecordRound(record=_record(closed, RoundOutcome.AGGREGATED, now, payload))
+    purpose = _purpose_after(run, closed)
+    if state.pausing:
+        return Paused(run=run, round=closed.round + 1, purpose=purpose, since=now), (record,)
+    after, effects = open_round(run, closed.round + 1, purpose, now)
+    return after, (record, *effects)
+
+
+def end_run(state: Live, outcome: RunOutcome, reason: str, now: datetime) -> tuple[Ended, Effects]:
+    """Ends a run before its time, in whichever phase it is: cancelled or failed."""
+    failed = outcome is RunOutcome.FAILED
+    round_outcome = RoundOutcome.FAILED if failed else RoundOutcome.CANCELLED
+    because = ClosedBecause.FAILED if failed else ClosedBecause.CANCELLED
+    effects: Effects
+    match state:
+        case Collecting():
+            record = _record(frozen(state, now), round_outcome, now, None)
+            effects = (*dismiss(state, because), RecordRound(record=record))
+        case Aggregating(closed=closed):
+            effects = (RecordRound(record=_record(closed, round_outcome, now, None)),)
+        case Paused():
+            effects = ()
+    ended = _ended(state, state.run, outcome, reason, now)
+    return ended, (*effects, RecordRun(ended=ended), PublishHead(head=head_of(ended)))
+
+
+def frozen(state: Collecting, now: datetime) -> ClosedRound:
+    """The round as it stands: updates in the order of the run's silos, whoever came first."""
+    updates = []
+    for silo in state.run.silos:
+        answer = state.answers.get(silo)
+        if isinstance(answer, Updated):
+            updates.append(UpdateRecord(silo=silo, **{f: getattr(answer, f) for f in _UPDATE_FIELDS}))
+    return ClosedRound(
+        run=state.run.id,
+        round=state.round,
+        purpose=state.purpose,
+        announcements=state.announcement,
+        opened_at=state.opened_at,
+        closed_at=now,
+        updates=tuple(updates),
+        others=without_update(state),
+        metrics=pool([u.metrics for u in updates], state.tallies),
+    )
+
+
+def without_update(state: Collecting) -> dict[str, str]:
+    """What each silo asked did instead of sending an update that counts."""
+    return {silo: _instead(state, silo) for silo in state.asked if not isinstance(state.answers.get(silo), Updated)}
+
+
+def no_quorum(state: Collecting) -> str:
+    """Why a run fails for want of updates; names what each silo did."""
+    others = without_update(state)
+    found = len(state.asked) - len(others)
+    what = "no silo made the first model" if state.purpose is Purpose.INITIALISE else "no quorum"
+    text = f"Round {state.round}: {what}, {found} of {state.quorum} updates. " + "; ".join(
+        f"{silo}: {did}" for silo, did in others.items()
+    )
+    return text if len(text) <= MOST_REASON else text[: MOST_REASON - 1] + "…"
+
+
+def measured(run: Run, closed: ClosedRound) -> Run:
+    """The run with its best model kept up: what was `received` in a round describes the weights of the round before.
+
+    A round in which the metric was not measured says nothing: it is neither an improvement nor the lack of one.
+    """
+    metric = run.request.metric
+    if metric is None or run.model is None or closed.purpose is Purpose.INITIALISE:
+        return run
+    number = next((m.number for m in closed.metrics if m.name == metric.name and m.phase == "received"), None)
+    if number is None:
+        return run
+    best = run.best.number if run.best else None
+    if improves(number, best, mode=metric.mode, min_delta=metric.min_delta):
+        best_model = Best(round=run.model.round, payload=run.model.payload, number=number)
+        return run.model_copy(update={"best": best_model, "stagnant": 0})
+    return run.model_copy(update={"stagnant": run.stagnant + 1})
+
+
+_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "metrics", "at")
+
+
+def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:
+    metric = run.request.metric
+    stopping = metric is not None and metric.patience is not None and run.stagnant >= metric.patience
+    return Purpose.EVALUATE if closed.round >= run.request.rounds or stopping else Purpose.TRAIN
+
+
+def _completed(state: Collecting, now: datetime) -> tuple[Ended, Effects]:
+    closed = frozen(state, now)
+    run = measured(state.run, closed)
+    trained = run.model.round if run.model else 0
+    planned = run.request.rounds
+    metric = run.request.metric
+    reason = f"All {planned} rounds are done."
+    if trained < planned and metric is not None:
+        reason = (
+            f"Stopped after round {trained} of {planned}: {metric.name} did not improve in {metric.patience} rounds."
+        )
+    ended = _ended(state, run, RunOutcome.COMPLETED, reason, now)
+    return ended, (
+        *dismiss(state, ClosedBecause.AGGREGATED),
+        RecordRound(record=_record(closed, RoundOutcome.EVALUATED, now, None)),
+        RecordRun(ended=ended),
+        PublishHead(head=head_of(ended)),
+    )
+
+
+def _ended(state: Live, run: Run, outcome: RunOutcome, reason: str, now: datetime) -> Ended:
+    head = head_of(state)
+    return Ended(
+        run=run,
+        round=head.round,
+        announcement=head.announcement,
+        outcome=outcome,
+        reason=reason[:MOST_REASON],
+        ended_at=now,
+    )
+
+
+def _record(closed: ClosedRound, outcome: RoundOutcome, now: datetime, model: Payload | None) -> RoundRecord:
+    fields = {name: getattr(closed, name) for name in ClosedRound.model_fields}
+    return RoundRecord(**fields, outcome=outcome, over_at=now, model=model)
+
+
+def _instead(state: Collecting, silo: str) -> str:
+    match state.answers.get(silo):
+        case Declined(reason=reason):
+            return f"declined: {reason.value}"
+        case Failed(reason=reason) if has_answered(state, silo):
+            return f"failed: {reason}"
+        case Failed(reason=reason):
+            return f"did not answer; before that it failed: {reason}"
+        case _:
+            return "did not answer"
+

@@ -1,0 +1,157 @@
+"""The machine: `step(state, event, now) -> (state, effects)`, and `reconcile(state) -> effects`.
+
+This file only says who answers for an event; the rules are in `starting`, `collecting` and `rounds`. An event that
+changes nothing raises: `Duplicate` and `Stale` when it is over, `Poison` when it can never mean anything.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import assert_never
+
+from messages.errors import Duplicate, Poison, Stale
+from messages.schemas import DeadlinePassed, GraceOver
+from orchestrator.experiment import collecting, rounds, starting
+from orchestrator.experiment.announcing import ask, awaited, head_of
+from orchestrator.experiment.effects import Effects, PublishHead, RequestAggregation, ScheduleGrace
+from orchestrator.experiment.events import (
+    AggregationFailed,
+    CancelRequested,
+    Event,
+    PauseRequested,
+    ResumeRequested,
+    RoundAggregated,
+    RoundRefused,
+    SiloAppeared,
+    StartRequested,
+    TrainingBroke,
+    UpdateRejected,
+    UpdateVerified,
+)
+from orchestrator.experiment.state import (
+    Aggregating,
+    Collecting,
+    Ended,
+    Live,
+    Paused,
+    RunOutcome,
+    State,
+    Tombstone,
+)
+
+Sent = UpdateVerified | UpdateRejected | RoundRefused | TrainingBroke | DeadlinePassed | GraceOver
+Summed = RoundAggregated | AggregationFailed
+
+
+def step(state: State | None, event: Event, now: datetime) -> tuple[State, Effects]:
+    """What follows from `event`. Raises Stale, Duplicate or Poison; then nothing has changed."""
+    match event:
+        case StartRequested():
+            return starting.start_requested(state, event, now)
+        case CancelRequested():
+            return starting.cancel_requested(state, event, now)
+        case PauseRequested():
+            return starting.pause_requested(state, event)
+        case ResumeRequested():
+            return starting.resume_requested(state, event, now)
+        case SiloAppeared():
+            if not isinstance(state, Collecting):
+                raise Stale("no round is open")
+            return collecting.silo_appeared(state, event)
+        case UpdateVerified():
+            return _in_open_round(open_round_of(state, event.update.run, event.update.round), event, now)
+        case UpdateRejected() | RoundRefused() | TrainingBroke() | DeadlinePassed() | GraceOver():
+            return _in_open_round(open_round_of(state, event.run, event.round), event, now)
+        case RoundAggregated() | AggregationFailed():
+            return _summed(aggregation_of(state, event.run, event.round), event, now)
+        case _:
+            assert_never(event)
+
+
+def open_round_of(state: State | None, run: str, round_number: int) -> Collecting:
+    """The open round that a message speaks of. Raises Stale when it is over, Poison when it never was."""
+    live = _run_of(state, run)
+    match live:
+        case Collecting():
+            if round_number == live.round:
+                return live
+            current = live.round
+        case Aggregating():
+            current = live.closed.round + 1
+        case Paused():
+            current = live.round
+        case Ended():
+            raise Stale(f"{run} is over")
+        case _:
+            assert_never(live)
+    if round_number < current:
+        raise Stale(f"round {round_number} of {run} is closed")
+    raise Poison("unknown-round", f"Round {round_number} of {run} has not been announced.")
+
+
+def aggregation_of(state: State | None, run: str, round_number: int) -> Aggregating:
+    """The frozen round that is to be summed. Raises Duplicate when it was, Poison when it never can be."""
+    live = _run_of(state, run)
+    if isinstance(live, Aggregating) and live.closed.round == round_number:
+        return live
+    if isinstance(live, Ended):
+        raise Stale(f"{run} is over")
+    raise Duplicate(f"round {round_number} of {run} was aggregated already")
+
+
+def reconcile(state: State | None) -> Effects:
+    """What the live phase needs, from the state alone: the queues may be lost, and everything ever sent with them."""
+    match state:
+        case Collecting():
+            effects = ask(state, awaited(state))
+            if state.grace_until is None:
+                return effects
+            run, number, announcement = state.run.id, state.round, state.announcement
+            return (
+                *effects,
+                ScheduleGrace(run=run, round=number, announcement=announcement, at=state.grace_until),
+            )
+        case Aggregating():
+            request = RequestAggregation(run=state.run.id, round=state.closed.round)
+            return (PublishHead(head=head_of(state)), request)
+        case Paused():
+            return (PublishHead(head=head_of(state)),)
+        case Ended() | Tombstone() | None:
+            return ()
+        case _:
+            assert_never(state)
+
+
+def _in_open_round(state: Collecting, event: Sent, now: datetime) -> tuple[State, Effects]:
+    match event:
+        case UpdateVerified():
+            return collecting.update_verified(state, event, now)
+        case UpdateRejected():
+            return collecting.update_rejected(state, event, now)
+        case RoundRefused():
+            return collecting.round_refused(state, event, now)
+        case TrainingBroke():
+            return collecting.training_broke(state, event, now)
+        case DeadlinePassed():
+            return collecting.deadline_passed(state, event, now)
+        case GraceOver():
+            return collecting.grace_over(state, event, now)
+        case _:
+            assert_never(event)
+
+
+def _summed(state: Aggregating, event: Summed, now: datetime) -> tuple[State, Effects]:
+    match event:
+        case RoundAggregated():
+            return rounds.round_aggregated(state, event.payload, now)
+        case AggregationFailed():
+            reason = f"Round {event.round} could not be aggregated: {event.reason}"
+            return rounds.end_run(state, RunOutcome.FAILED, reason, now)
+        case _:
+            assert_never(event)
+
+
+def _run_of(state: State | None, run: str) -> Live | Ended:
+    if state is None or isinstance(state, Tombstone) or state.run.id != run:
+        raise Poison("unknown-run", f"There is no run {run}.")
+    return state
