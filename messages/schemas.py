@@ -422,6 +422,8 @@ class TrainingFailed(Machine):
     round: RoundNumber
     category: FailureCategory
     tries: Annotated[int, Field(ge=1)]
+    announcement: Annotated[int, Field(ge=1)] | None = None
+    """The latest announcement it had tried for: once announced again, a repeated report of the last try is stale."""
 
 
 class SiloHeartbeat(Machine):
