@@ -47,14 +47,18 @@ class Writer:
             self._flush()
             self._put(data)
 
-    def finish(self) -> Scan:
-        """Makes the file durable and closes it; what a scan of it would find."""
+    def scan(self) -> Scan:
+        """What a scan of the complete file finds, before it is made durable. Raises ValueError when data is missing."""
         if self._left:
             raise ValueError(f"{self._left} bytes of data have not been written")
         self._flush()
+        return self._scanner.finish()
+
+    def finish(self) -> Scan:
+        """Makes the file durable and closes it; what a scan of it finds."""
+        scan = self.scan()
         os.fsync(self._file.fileno())
         self._file.close()
-        scan = self._scanner.finish()
         self._finished = True
         return scan
 
