@@ -41,7 +41,7 @@ class FedAvg:
         if unknown := sorted(set(options) - {"weighting"}):
             raise invalid_options("fedavg", f"there is no option {unknown[0]!r}; it has: weighting.")
         try:
-            return cls(Weighting(options.get("weighting", "samples")))
+            return cls(Weighting(str(options.get("weighting", "samples"))))
         except ValueError:
             raise invalid_options("fedavg", "weighting is one of: samples, uniform.") from None
 
