@@ -12,10 +12,9 @@ import csv
 import json
 from pathlib import Path
 
+import silobus
 import torch
 from torch import nn
-
-import silobus
 
 # Every hospital scales by the same published constants. Scaling by its own rows would give the same weight another
 # meaning in each of them, and would tell the others about its patients.
