@@ -35,7 +35,7 @@ class ExperimentDocument(_Document):
     sequence: int = Field(default=0, ge=0)
     """The last number given to an effect; never given again."""
     outbox: tuple[Numbered, ...] = ()
-    """Effects not known to be performed; they belong to the state beside them. Nothing moves on before they are done."""
+    """Effects not known to be performed, belonging to the state beside them. Nothing moves on before they are done."""
 
 
 class Presence(_Document):

@@ -1,0 +1,201 @@
+"""What the orchestrator does with weights: verify an update, put initial weights in place, have a round summed.
+
+Where a blob is follows from run, round, silo and digest; nothing here is told a location. Every result is a blob named
+by its content, so whatever is done twice gives the same blob, and `AlreadyExists` means that it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final, final
+
+from messages import names
+from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, Poison
+from messages.ports import Reader, Store
+from messages.schemas import FromDigest, FromExperiment, Payload, Purpose
+from messages.weights import Layout, Scan, layout_of, scan_blob, scan_file, verify
+from orchestrator.aggregation import strategy_named
+from orchestrator.aggregation.driver import Contribution, Source, aggregate
+from orchestrator.experiment.collecting import transfer_of
+from orchestrator.experiment.state import Aggregating, Collecting, Tombstone
+from orchestrator.store import Documents
+
+_LAYOUTS: Final = 16
+
+
+@final
+class Weights:
+    """Weights of updates, of rounds and of operators, in a store; `scratch` is a directory on this machine."""
+
+    def __init__(self, store: Store, scratch: Path, *, memory_budget: int) -> None:
+        self._store, self._scratch, self._memory_budget = store, scratch, memory_budget
+        self._layouts: dict[str, Layout] = {}
+
+    async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> float:
+        """Reads an update once and returns its norm. Raises Poison when it is not what it has to be."""
+        expected = await self._expected(state)
+        name = names.weights_blob(state.run.id, state.round, payload.sha256)
+        with _as_poison(f"The weights of {silo} for round {state.round}"):
+            async with self._opened(names.updates_of(silo), name) as reader:
+                if reader.size != payload.bytes:
+                    raise Poison("size-mismatch", f"{silo} announced {payload.bytes} bytes; there are {reader.size}.")
+                scan = await scan_blob(reader)
+            verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=expected)
+        if scan.layout.digest != payload.layout:
+            raise Poison("layout-mismatch", f"{silo} announced another layout than the one its weights have.")
+        return scan.norm
+
+    async def aggregate(self, state: Aggregating) -> Payload:
+        """Puts the frozen set's sum in place. The first model is taken as it is: there is one update, and no base."""
+        run, closed = state.run, state.closed
+        with _as_poison(f"Round {closed.round} of {run.id}"):
+            if closed.purpose is Purpose.INITIALISE:
+                (update,) = closed.updates
+                payload = _given(update.payload)
+                name = names.weights_blob(run.id, closed.round, payload.sha256)
+                return await self._copy(names.updates_of(update.silo), name, run.id, closed.round, payload.sha256)
+            request = run.request.strategy
+            with self._directory() as directory:
+                target = directory / "global.safetensors"
+                scan = await aggregate(
+                    self._store,
+                    strategy_named(request.name, request.options),
+                    base=_base(state),
+                    contributions=_contributions(state),
+                    target=target,
+                    memory_budget=self._memory_budget,
+                )
+                return await self._put(run.id, closed.round, target, scan)
+
+    async def place_initial(self, run: str, initial: FromExperiment | FromDigest, documents: Documents) -> Payload:
+        """Copies the weights an operator named to round 0 of the run. Raises Poison `initial-not-found`."""
+        match initial:
+            case FromDigest(sha256=sha256):
+                container, name = names.INITIAL, names.initial_blob(sha256)
+            case FromExperiment():
+                container, name, sha256 = await _weights_of(initial, documents)
+        try:
+            with _as_poison("The initial weights"):
+                return await self._copy(container, name, run, 0, sha256)
+        except Poison as poison:
+            if poison.reason == "weights-not-found":
+                raise Poison("initial-not-found", f"There is no {container}/{name}. Upload it first.") from None
+            raise
+
+    async def _expected(self, state: Collecting) -> Layout | None:
+        """The layout an update must have: the model's, as it travels. None for the first model."""
+        model = state.run.model
+        if model is None or state.purpose is Purpose.INITIALISE:
+            return None
+        layout = self._layouts.get(model.payload.layout)
+        if layout is None:
+            name = names.weights_blob(state.run.id, model.round, model.payload.sha256)
+            async with self._opened(names.GLOBAL, name) as reader:
+                layout = await layout_of(reader)
+            while len(self._layouts) >= _LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[model.payload.layout] = layout
+        return layout.cast(transfer_of(state).dtype)
+
+    async def _copy(self, container: str, name: str, run: str, round_number: int, sha256: str) -> Payload:
+        """Copies a blob to the global weights of a round, after reading it whole and checking it."""
+        with self._directory() as directory:
+            target = directory / "copy.safetensors"
+            await self._store.fetch(container, name, target)
+            scan = await asyncio.to_thread(scan_file, target)
+            verify(scan, sha256=sha256, bytes=scan.bytes, layout=None)
+            return await self._put(run, round_number, target, scan)
+
+    async def _put(self, run: str, round_number: int, file: Path, scan: Scan) -> Payload:
+        with contextlib.suppress(AlreadyExists):
+            await self._store.create(names.GLOBAL, names.weights_blob(run, round_number, scan.sha256), file)
+        return Payload(sha256=scan.sha256, bytes=scan.bytes, form="weights", layout=scan.layout.digest)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, container: str, name: str) -> AsyncIterator[Reader]:
+        reader = await self._store.open(container, name)
+        try:
+            yield reader
+        finally:
+            await reader.close()
+
+    @contextlib.contextmanager
+    def _directory(self) -> Iterator[Path]:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=self._scratch))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _weights_of(initial: FromExperiment, documents: Documents) -> tuple[str, str, str]:
+    """Container, name and digest of what another experiment's latest run made."""
+    name, which = initial.experiment, initial.round
+    document = (await documents.load(name)).document
+    if document is None or isinstance(document.state, Tombstone):
+        raise Poison("initial-not-found", f"There is no experiment {name} to take weights from.")
+    run = document.state.run
+    made: tuple[int, Payload] | None = None
+    match which:
+        case "last":
+            made = (run.model.round, run.model.payload) if run.model else None
+        case "best":
+            made = (run.best.round, run.best.payload) if run.best else None
+        case int(number):
+            record = await documents.round_record(run.id, number)
+            made = (number, record.model) if record and record.model else None
+    if made is None:
+        raise Poison("initial-not-found", f"{run.id} has no weights of round {which!r}.")
+    return names.GLOBAL, names.weights_blob(run.id, made[0], made[1].sha256), made[1].sha256
+
+
+def _base(state: Aggregating) -> Source:
+    model = state.run.model
+    if model is None:
+        raise Poison("no-base", f"{state.run.id} has no weights that round {state.closed.round} could start from.")
+    name = names.weights_blob(state.run.id, model.round, model.payload.sha256)
+    return Source(names.GLOBAL, name, model.payload.sha256, model.payload.bytes)
+
+
+def _contributions(state: Aggregating) -> list[Contribution]:
+    found = []
+    for update in state.closed.updates:
+        payload = _given(update.payload)
+        found.append(
+            Contribution(
+                silo=update.silo,
+                container=names.updates_of(update.silo),
+                blob=names.weights_blob(state.run.id, state.closed.round, payload.sha256),
+                sha256=payload.sha256,
+                bytes=payload.bytes,
+                form=payload.form,
+                samples=update.samples,
+                steps=update.steps,
+            )
+        )
+    return found
+
+
+def _given(payload: Payload | None) -> Payload:
+    if payload is None:
+        raise Poison("payload-missing", "An update of the frozen set has no weights.")
+    return payload
+
+
+@contextlib.contextmanager
+def _as_poison(what: str) -> Iterator[None]:
+    """Weights that are wrong now stay wrong: blobs never change."""
+    try:
+        yield
+    except InvalidWeights as invalid:
+        raise Poison(str(invalid.reason), f"{what}: {invalid.description}") from None
+    except NotFound as missing:
+        raise Poison("weights-not-found", f"{what} are not where they must be: {missing}") from None
+    except Conflict as changed:
+        raise Poison("weights-changed", f"{what} changed while they were read: {changed}") from None

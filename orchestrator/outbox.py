@@ -1,0 +1,122 @@
+"""Carrying out effects: what the core wants done, done through the bus and the store.
+
+Everything here may run twice, anywhere, at the same time: message ids follow from run and sequence, heads only move
+forward, records are written once. What is to be done, and when, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Iterator
+from datetime import datetime
+from typing import Any, Final, assert_never, final
+
+from pydantic import BaseModel
+
+from messages import names
+from messages.errors import Forbidden, NotFound, Poison
+from messages.log import EventLog
+from messages.ports import Bus, Outgoing
+from messages.schemas import AggregateRound, DeadlinePassed, GraceOver, RoundClosed, encode
+from orchestrator.documents import ExperimentDocument, Numbered
+from orchestrator.experiment.announcing import announcement_for
+from orchestrator.experiment.effects import (
+    Announce,
+    CloseRound,
+    PublishHead,
+    RecordRound,
+    RecordRun,
+    RequestAggregation,
+    ScheduleDeadline,
+    ScheduleGrace,
+)
+from orchestrator.experiment.state import Collecting, Tombstone
+from orchestrator.store import Documents
+
+_log: Final = EventLog(__name__)
+_AT_ONCE: Final = 32
+
+
+@final
+class Performer:
+    """Carries out effects."""
+
+    def __init__(self, bus: Bus, documents: Documents) -> None:
+        self._bus, self._documents = bus, documents
+
+    async def perform(self, document: ExperimentDocument, done: set[int]) -> None:
+        """Carries out what is in the outbox and not `done`, adding to `done` what was. Raises the first error, then."""
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(numbered: Numbered) -> None:
+            async with gate:
+                await self._perform(document, numbered)
+            done.add(numbered.sequence)
+
+        for batch in batches(document.outbox):
+            await _all(one(numbered) for numbered in batch if numbered.sequence not in done)
+
+    async def _perform(self, document: ExperimentDocument, numbered: Numbered) -> None:
+        effect, state = numbered.effect, document.state
+        if isinstance(state, Tombstone):
+            raise TypeError("a tombstone has no effects")
+        message_id = f"{state.run.id}-{numbered.sequence}"
+        match effect:
+            case Announce(silo=silo):
+                if not isinstance(state, Collecting):
+                    raise TypeError("an announcement belongs to an open round")
+                await self._tell(silo, announcement_for(state, silo), state.run.id, message_id)
+            case CloseRound(silo=silo, run=run, round=number, because=because):
+                await self._tell(silo, RoundClosed(run=run, round=number, because=because), run, message_id)
+            case ScheduleDeadline(run=run, round=number, announcement=announcement, at=at):
+                passed = DeadlinePassed(run=run, round=number, announcement=announcement)
+                await self._send(names.WORK, passed, run, message_id, at)
+            case ScheduleGrace(run=run, round=number, announcement=announcement, at=at):
+                over = GraceOver(run=run, round=number, announcement=announcement)
+                await self._send(names.WORK, over, run, message_id, at)
+            case RequestAggregation(run=run, round=number):
+                await self._send(names.WORK, AggregateRound(run=run, round=number), run, message_id)
+            case PublishHead(head=head):
+                await self._documents.publish_head(head)
+            case RecordRound(record=record):
+                await self._documents.record_round(record)
+            case RecordRun(ended=ended):
+                await self._documents.record_run(ended)
+            case _:
+                assert_never(effect)
+
+    async def _tell(self, silo: str, message: BaseModel, run: str, message_id: str) -> None:
+        """Sends to a silo. One whose queue is missing or closed to us is a silent silo; the others must not wait."""
+        try:
+            await self._send(names.to_silo(silo), message, run, message_id)
+        except (NotFound, Forbidden, Poison) as error:
+            _log.error("silo.unreachable", silo=silo, run=run, message_id=message_id, error=str(error))
+
+    async def _send(
+        self, queue: str, message: BaseModel, run: str, message_id: str, at: datetime | None = None
+    ) -> None:
+        subject = str(type(message).model_fields["kind"].default)
+        await self._bus.send(
+            queue,
+            Outgoing(body=encode(message), message_id=message_id, subject=subject, correlation_id=run, scheduled_at=at),
+        )
+
+
+def batches(outbox: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    """Effects that may be carried out together: whatever follows a head waits until the head is published."""
+    batch: list[Numbered] = []
+    for numbered in outbox:
+        batch.append(numbered)
+        if isinstance(numbered.effect, PublishHead):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def _all(actions: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs all of them to their end, even when one fails; then raises the first failure."""
+    results = await asyncio.gather(*actions, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

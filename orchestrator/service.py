@@ -1,0 +1,261 @@
+"""The orchestrator at work: every message it receives becomes an event, here and nowhere else.
+
+What a message does to a run is the core's (`experiment`), how state moves is `transitions`', what becomes of the
+message afterwards is the consumer's. Here is what has to be looked up first: weights, offers, who is enrolled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, assert_never, final
+
+from messages import names
+from messages.consumer import Consumer, Handler, OnPoison
+from messages.errors import Poison, Stale
+from messages.log import EventLog
+from messages.ports import Bus, Clock, Delivery
+from messages.schemas import (
+    AggregateRound,
+    CancelExperiment,
+    DeadlinePassed,
+    FromSilo,
+    GraceOver,
+    OperatorMessage,
+    PauseExperiment,
+    Purpose,
+    ResumeExperiment,
+    RoundDeclined,
+    SiloHeartbeat,
+    SiloHello,
+    StartExperiment,
+    TrainingFailed,
+    UpdatePublished,
+    Work,
+    decode,
+)
+from orchestrator.aggregation import strategy_named
+from orchestrator.blobs import Weights
+from orchestrator.experiment.collecting import check_update
+from orchestrator.experiment.events import (
+    AggregationFailed,
+    CancelRequested,
+    PauseRequested,
+    ResumeRequested,
+    RoundAggregated,
+    RoundRefused,
+    SiloAppeared,
+    StartRequested,
+    TrainingBroke,
+    UpdateRejected,
+    UpdateVerified,
+)
+from orchestrator.experiment.starting import cancelled_before_start, check_start
+from orchestrator.experiment.state import Aggregating, Collecting, State, Tombstone
+from orchestrator.experiment.step import aggregation_of, open_round_of
+from orchestrator.presence import Attendance
+from orchestrator.store import Documents
+from orchestrator.transitions import Experiments
+
+_log: Final = EventLog(__name__)
+_ANSWERS: Final = {"update-published", "round-declined", "training-failed"}
+
+
+@final
+class Orchestrator:
+    """One orchestrator; any number of them may work on the same queues and the same store."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        clock: Clock,
+        silos: Sequence[str],
+        documents: Documents,
+        experiments: Experiments,
+        weights: Weights,
+        attendance: Attendance,
+    ) -> None:
+        self._bus, self._clock, self._silos = bus, clock, tuple(silos)
+        self._documents, self._experiments = documents, experiments
+        self._weights, self._attendance = weights, attendance
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Takes up every live experiment, then receives from every queue until `stop` is set."""
+        await self.reconcile()
+        consumers = [
+            self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison),
+            self._consumer(names.WORK, self.on_work, self.on_work_poison),
+            *(
+                self._consumer(names.from_silo(silo), partial(self.on_silo, silo), partial(self.on_silo_poison, silo))
+                for silo in self._silos
+            ),
+        ]
+        _log.info("orchestrator.ready", silos=list(self._silos))
+        async with asyncio.TaskGroup() as group:
+            for consumer in consumers:
+                group.create_task(consumer.run(stop))
+        _log.info("orchestrator.stopped")
+
+    async def reconcile(self) -> None:
+        """Has every live run's messages sent again, from its state alone. The queues may be lost."""
+        await self._experiments.reconcile_all()
+
+    # --- operators -----------------------------------------------------------------------------------------------
+
+    async def on_operator(self, delivery: Delivery) -> None:
+        """A message on `experiments`."""
+        message: OperatorMessage = decode(
+            delivery.body, StartExperiment, CancelExperiment, PauseExperiment, ResumeExperiment
+        )
+        name = message.experiment
+        match message:
+            case StartExperiment():
+                await self._start(delivery, message)
+            case CancelExperiment(run=run):
+                await self._experiments.apply(name, CancelRequested(experiment=name, run=run))
+            case PauseExperiment():
+                await self._experiments.apply(name, PauseRequested(experiment=name))
+            case ResumeExperiment():
+                await self._experiments.apply(name, ResumeRequested(experiment=name))
+            case _:
+                assert_never(message)
+
+    async def _start(self, delivery: Delivery, request: StartExperiment) -> None:
+        name = request.experiment
+        run = names.run_id(name, delivery.message_id, delivery.body)
+        strategy_named(request.strategy.name, request.strategy.options)
+        presences = await self._documents.presences(self._silos)
+        offering = frozenset(silo for silo, presence in presences.items() if presence.offers(request.task))
+        ran_before = await self._documents.is_over(run)
+
+        event = StartRequested(run=run, request=request, enrolled=self._silos, offering=offering, ran_before=ran_before)
+        if request.initial is not None:  # a cheap look before weights are copied
+            await self._experiments.admit(name, lambda state: check_start(state, event))
+            placed = await self._weights.place_initial(run, request.initial, self._documents)
+            event = StartRequested(
+                run=run,
+                request=request,
+                enrolled=self._silos,
+                offering=offering,
+                ran_before=ran_before,
+                initial=placed,
+            )
+        if isinstance(await self._experiments.apply(name, event), Tombstone):
+            raise cancelled_before_start(event)
+        _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
+
+    # --- silos ---------------------------------------------------------------------------------------------------
+
+    async def on_silo(self, silo: str, delivery: Delivery) -> None:
+        """A message on `from-<silo>`: who sent it is known from the queue, whatever it says."""
+        message: FromSilo = decode(
+            delivery.body, SiloHello, UpdatePublished, RoundDeclined, TrainingFailed, SiloHeartbeat
+        )
+        match message:
+            case UpdatePublished():
+                await self._update(silo, message)
+            case RoundDeclined(run=run, round=number, reason=reason):
+                refused = RoundRefused(silo=silo, run=run, round=number, reason=reason)
+                await self._experiments.apply(names.experiment_of(run), refused)
+                _log.info("round.declined", run=run, round=number, silo=silo, reason=reason.value)
+            case TrainingFailed(run=run, round=number, category=category, announcement=announcement):
+                broke = TrainingBroke(
+                    silo=silo, run=run, round=number, reason=category.value, announcement=announcement
+                )
+                await self._experiments.apply(names.experiment_of(run), broke)
+                _log.warning("training.failed", run=run, round=number, silo=silo, category=category.value)
+            case SiloHello():
+                await self._hello(silo, message, delivery)
+            case SiloHeartbeat():
+                await self._attendance.heartbeat(silo, message, delivery.enqueued_at)
+            case _:
+                assert_never(message)
+
+    async def _update(self, silo: str, update: UpdatePublished) -> None:
+        experiment = names.experiment_of(update.run)
+
+        def look(state: State | None) -> Collecting:
+            found = open_round_of(state, update.run, update.round)
+            check_update(found, silo, update)
+            return found
+
+        state = await self._experiments.admit(experiment, look, run=update.run)
+        payload = None if state.purpose is Purpose.EVALUATE else update.payloads.get("weights")
+        norm = await self._weights.verify_update(state, silo, payload) if payload else None
+        await self._experiments.apply(experiment, UpdateVerified(silo=silo, update=update, norm=norm))
+        _log.info("update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm)
+
+    async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
+        # First the rounds, then the presence: were it the other way round, a crash in between would lose them.
+        if await self._attendance.is_news(silo, hello, delivery.enqueued_at):
+            for experiment in await self._documents.experiments():
+                try:
+                    await self._experiments.apply(experiment, SiloAppeared(silo=silo))
+                except Stale:
+                    continue
+        await self._attendance.said_hello(silo, hello, delivery.enqueued_at)
+        _log.info("silo.appeared", silo=silo, instance=hello.instance, agent_version=hello.agent_version)
+
+    # --- our own work --------------------------------------------------------------------------------------------
+
+    async def on_work(self, delivery: Delivery) -> None:
+        """A message on `work`."""
+        message: Work = decode(delivery.body, AggregateRound, DeadlinePassed, GraceOver)
+        experiment = names.experiment_of(message.run)
+        match message:
+            case AggregateRound(run=run, round=number):
+                await self._aggregate(experiment, run, number)
+            case DeadlinePassed() | GraceOver():
+                await self._experiments.apply(experiment, message)
+            case _:
+                assert_never(message)
+
+    async def _aggregate(self, experiment: str, run: str, number: int) -> None:
+        def look(state: State | None) -> Aggregating:
+            return aggregation_of(state, run, number)
+
+        state = await self._experiments.admit(experiment, look, run=run)
+        payload = await self._weights.aggregate(state)
+        await self._experiments.apply(experiment, RoundAggregated(run=run, round=number, payload=payload))
+        updates = len(state.closed.updates)
+        _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=payload.sha256)
+
+    # --- what can never succeed ----------------------------------------------------------------------------------
+
+    async def on_poison(self, delivery: Delivery, poison: Poison) -> None:
+        """An operator's message is dead-lettered; there is nobody else to tell."""
+
+    async def on_silo_poison(self, silo: str, delivery: Delivery, poison: Poison) -> None:
+        """Tells the run that this silo's answer is of no use, if it can be made out which run that is."""
+        told = _round_of(delivery.body, _ANSWERS)
+        if told is not None:
+            run, number = told
+            reason = f"{poison.reason}: {poison.description}"[:300]
+            event = UpdateRejected(silo=silo, run=run, round=number, reason=reason)
+            await self._experiments.apply(names.experiment_of(run), event)
+
+    async def on_work_poison(self, delivery: Delivery, poison: Poison) -> None:
+        """A round that cannot be aggregated ends its run."""
+        told = _round_of(delivery.body, {"aggregate-round"})
+        if told is not None:
+            run, number = told
+            reason = f"{poison.reason}: {poison.description}"
+            event = AggregationFailed(run=run, round=number, reason=reason)
+            await self._experiments.apply(names.experiment_of(run), event)
+
+    def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison) -> Consumer:
+        return Consumer(self._bus, queue, handler, on_poison=on_poison, clock=self._clock, concurrency=8)
+
+
+def _round_of(body: bytes, kinds: set[str]) -> tuple[str, int] | None:
+    """Run and round named in a message that may be wrong in every other way; None when they cannot be made out."""
+    try:
+        said = json.loads(body)
+        run, number = str(said["run"]), int(said["round"])
+        names.experiment_of(run)
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+    return (run, number) if said.get("kind") in kinds and 0 <= number <= 99_999 else None

@@ -1,0 +1,182 @@
+"""The documents in `state/` and the heads in `global/`: reading them, and writing them by compare-and-swap.
+
+Every conditional write of the orchestrator's own documents is here. What they mean is the core's; weights are
+`orchestrator.blobs`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, final
+
+from messages import names
+from messages.errors import Conflict, NotFound, Poison
+from messages.ports import Store
+from messages.schemas import Head
+from orchestrator.documents import ExperimentDocument, Presence
+from orchestrator.experiment.state import Ended, RoundRecord
+
+MOST_BYTES: Final = 32 << 20
+"""The largest document; enough for the answers of thousands of silos."""
+_CACHED: Final = 64
+_AT_ONCE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An experiment's document as it was read or written; both None when there is none."""
+
+    document: ExperimentDocument | None
+    etag: str | None
+
+
+@final
+class Documents:
+    """State in a store. Holds nothing that cannot be read again: parsed documents, by the ETag they were read under."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._parsed: dict[str, Loaded] = {}
+
+    # --- experiments ---------------------------------------------------------------------------------------------
+
+    async def load(self, experiment: str) -> Loaded:
+        """The experiment's document, read now; parsed only if this version was not parsed before."""
+        try:
+            read = await self._store.read(names.STATE, names.experiment_blob(experiment), limit=MOST_BYTES)
+        except NotFound:
+            return Loaded(None, None)
+        known = self._parsed.get(experiment)
+        if known is not None and known.etag == read.etag:
+            return known
+        return self._remember(experiment, Loaded(ExperimentDocument.model_validate_json(read.data), read.etag))
+
+    async def save(self, experiment: str, document: ExperimentDocument, *, replacing: Loaded) -> Loaded:
+        """Writes the document in place of the one that was loaded. Raises Conflict when that is not there any more."""
+        data = document.model_dump_json().encode()
+        if len(data) > MOST_BYTES:
+            raise Poison(
+                "state-too-large", f"The state of {experiment} would have {len(data)} bytes: too many answers."
+            )
+        etag = await self._store.write(names.STATE, names.experiment_blob(experiment), data, if_match=replacing.etag)
+        return self._remember(experiment, Loaded(document, etag))
+
+    async def experiments(self) -> list[str]:
+        """The names of all experiments, except those known to be over since they were last written."""
+        prefix, suffix = names.experiment_blob("").removesuffix(".json"), ".json"
+        found = []
+        for blob in await self._store.list(names.STATE, prefix):
+            name = blob.name.removeprefix(prefix).removesuffix(suffix)
+            known = self._parsed.get(name)
+            if known is None or known.etag != blob.etag or not _is_over(known):
+                found.append(name)
+        return found
+
+    def _remember(self, experiment: str, loaded: Loaded) -> Loaded:
+        self._parsed.pop(experiment, None)
+        self._parsed[experiment] = loaded
+        while len(self._parsed) > _CACHED:
+            del self._parsed[next(iter(self._parsed))]
+        return loaded
+
+    # --- what is written once ------------------------------------------------------------------------------------
+
+    async def record_round(self, record: RoundRecord) -> None:
+        """Writes a round's record; one that is there stays."""
+        await self._write_once(names.round_blob(record.run, record.round), record.model_dump_json().encode())
+
+    async def record_run(self, ended: Ended) -> None:
+        """Writes a run's summary; one that is there stays."""
+        await self._write_once(names.run_blob(ended.run.id), ended.model_dump_json().encode())
+
+    async def round_record(self, run: str, round_number: int) -> RoundRecord | None:
+        """A round's record, if the round is over."""
+        try:
+            blob = await self._store.read(names.STATE, names.round_blob(run, round_number), limit=MOST_BYTES)
+        except NotFound:
+            return None
+        return RoundRecord.model_validate_json(blob.data)
+
+    async def is_over(self, run: str) -> bool:
+        """Whether this run is known to have ended."""
+        try:
+            await self._store.read(names.STATE, names.run_blob(run), limit=MOST_BYTES)
+        except NotFound:
+            return False
+        return True
+
+    async def _write_once(self, name: str, data: bytes) -> None:
+        try:
+            await self._store.write(names.STATE, name, data, if_match=None)
+        except Conflict:
+            return
+
+    # --- heads ---------------------------------------------------------------------------------------------------
+
+    async def publish_head(self, head: Head) -> None:
+        """Says where the run stands, unless something newer is said already: a head only ever moves forward."""
+        name = names.head_blob(head.run)
+        while True:
+            try:
+                read = await self._store.read(names.GLOBAL, name)
+            except NotFound:
+                etag = None
+            else:
+                if _order(Head.model_validate_json(read.data)) >= _order(head):
+                    return
+                etag = read.etag
+            try:
+                await self._store.write(names.GLOBAL, name, head.model_dump_json().encode(), if_match=etag)
+            except Conflict:
+                continue
+            return
+
+    # --- presence ------------------------------------------------------------------------------------------------
+
+    async def presence(self, silo: str) -> Presence | None:
+        """What is known of a silo."""
+        return (await self._presence(silo))[0]
+
+    async def presences(self, silos: Iterable[str]) -> dict[str, Presence]:
+        """What is known of these silos; those never heard of are left out."""
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(silo: str) -> tuple[str, Presence | None]:
+            async with gate:
+                return silo, await self.presence(silo)
+
+        found = await asyncio.gather(*(one(silo) for silo in silos))
+        return {silo: presence for silo, presence in found if presence is not None}
+
+    async def change_presence(self, silo: str, change: Callable[[Presence | None], Presence | None]) -> None:
+        """Replaces a presence by what `change` makes of it; leaves it when that is None."""
+        while True:
+            before, etag = await self._presence(silo)
+            after = change(before)
+            if after is None:
+                return
+            try:
+                await self._store.write(
+                    names.STATE, names.presence_blob(silo), after.model_dump_json().encode(), if_match=etag
+                )
+            except Conflict:
+                continue
+            return
+
+    async def _presence(self, silo: str) -> tuple[Presence | None, str | None]:
+        try:
+            read = await self._store.read(names.STATE, names.presence_blob(silo))
+        except NotFound:
+            return None, None
+        return Presence.model_validate_json(read.data), read.etag
+
+
+def _is_over(loaded: Loaded) -> bool:
+    document = loaded.document
+    return document is not None and document.state.phase in {"ended", "tombstone"} and not document.outbox
+
+
+def _order(head: Head) -> tuple[bool, int, bool, int]:
+    return (head.phase == "ended", head.round, head.phase == "closed", head.announcement)

@@ -1,0 +1,197 @@
+"""How an experiment moves: load, do what is still to be done, step, save, do what follows.
+
+The one place where state changes, and the reason why nothing is lost or done on a wrong footing:
+
+- Effects are stored with the state they belong to, in one conditional write, before any of them is carried out.
+- Nothing moves on before they are: whoever comes next (another event, a duplicate, another orchestrator) carries out
+  what is pending first. What this process knows to be done is not repeated.
+- A lost race, or a write whose answer was lost, means: load and go again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final, TypeVar, final
+from weakref import WeakValueDictionary
+
+from messages.errors import Conflict, Poison, Stale, Transient
+from messages.log import EventLog
+from messages.ports import Clock
+from messages.schemas import DeadlinePassed, GraceOver
+from orchestrator.documents import ExperimentDocument, Numbered
+from orchestrator.experiment.effects import Effects
+from orchestrator.experiment.events import (
+    AggregationFailed,
+    Event,
+    RoundAggregated,
+    RoundRefused,
+    TrainingBroke,
+    UpdateRejected,
+    UpdateVerified,
+)
+from orchestrator.experiment.state import Aggregating, Collecting, Ended, Paused, State, Tombstone
+from orchestrator.experiment.step import reconcile, step
+from orchestrator.outbox import Performer
+from orchestrator.store import Documents, Loaded
+
+T = TypeVar("T")
+_TRIES: Final = 50
+_log: Final = EventLog(__name__)
+
+
+@final
+class Experiments:
+    """Every experiment of a federation, moved by events."""
+
+    def __init__(self, documents: Documents, performer: Performer, clock: Clock) -> None:
+        self._documents, self._performer, self._clock = documents, performer, clock
+        self._done: dict[str, tuple[str | None, set[int]]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def apply(self, experiment: str, event: Event) -> State:
+        """Moves the experiment by `event`. Raises Stale, Duplicate or Poison; what was pending has been done then too.
+
+        The lock only spares this process from racing with itself; what decides is the conditional write.
+        """
+        async with self._lock(experiment):
+            return await self._moved(experiment, lambda state: step(state, event, self._clock.now()), _run_of(event))
+
+    async def admit(self, experiment: str, check: Callable[[State | None], T], *, run: str | None = None) -> T:
+        """What `check` finds in the state as it is now, once everything pending is done. Changes nothing."""
+        async with self._lock(experiment):
+            loaded = await self._settled(experiment)
+            return await self._known(run, lambda: check(_state(loaded)))
+
+    async def reconcile(self, experiment: str) -> None:
+        """Has everything done again that the live phase needs, whatever became of the messages sent before."""
+        async with self._lock(experiment):
+            loaded = await self._settled(experiment)
+            if isinstance(_state(loaded), Collecting | Aggregating | Paused):
+                await self._moved(experiment, _with_reconciled_effects, None)
+
+    async def reconcile_all(self) -> None:
+        """`reconcile` for every experiment there is."""
+        for experiment in await self._documents.experiments():
+            await self.reconcile(experiment)
+
+    async def _moved(
+        self, experiment: str, move: Callable[[State | None], tuple[State, Effects]], run: str | None
+    ) -> State:
+        for attempt in range(1, _TRIES + 1):
+            loaded = await self._settled(experiment)
+            state, effects = await self._known(run, lambda loaded=loaded: move(_state(loaded)))  # type: ignore[misc]
+            try:
+                saved = await self._documents.save(experiment, _next(loaded, state, effects), replacing=loaded)
+            except (Conflict, Transient) as error:
+                # Somebody else was faster, or the answer was lost and it was us: the next load tells.
+                if attempt == (_TRIES if isinstance(error, Conflict) else _TRIES // 10):
+                    raise Transient(f"the state of {experiment} could not be written {attempt} times") from error
+                await self._clock.sleep(_wait(attempt, error))
+                continue
+            await self._perform(experiment, saved)
+            _tell(loaded, state)
+            return state
+        raise AssertionError("unreachable")
+
+    async def _settled(self, experiment: str) -> Loaded:
+        """The document as it is, with everything in its outbox done."""
+        loaded = await self._documents.load(experiment)
+        await self._perform(experiment, loaded)
+        return loaded
+
+    async def _perform(self, experiment: str, loaded: Loaded) -> None:
+        document = loaded.document
+        if document is None or not document.outbox:
+            return
+        etag, done = self._done.get(experiment, (None, set()))
+        if etag != loaded.etag:
+            # A version's outbox holds the effects of the one event that led to it: what was done before is not in it.
+            done = set()
+            self._done[experiment] = (loaded.etag, done)
+        if all(numbered.sequence in done for numbered in document.outbox):
+            return
+        await self._performer.perform(document, done)
+        if isinstance(document.state, Ended | Tombstone):
+            await self._tidy(experiment, loaded, document)
+
+    async def _tidy(self, experiment: str, loaded: Loaded, document: ExperimentDocument) -> None:
+        """Nothing may ever come after the end, so the done marks get a write of their own; losing it costs nothing."""
+        try:
+            await self._documents.save(experiment, document.model_copy(update={"outbox": ()}), replacing=loaded)
+        except (Conflict, Transient):
+            return
+
+    async def _known(self, run: str | None, check: Callable[[], T]) -> T:
+        """Runs a check of the core; a run that it does not know may be one that was over long ago."""
+        try:
+            return check()
+        except Poison as poison:
+            if poison.reason == "unknown-run" and run is not None and await self._documents.is_over(run):
+                raise Stale(f"{run} is over") from None
+            raise
+
+    def _lock(self, experiment: str) -> asyncio.Lock:
+        return self._locks.setdefault(experiment, asyncio.Lock())
+
+
+def _next(loaded: Loaded, state: State, effects: Effects) -> ExperimentDocument:
+    last = loaded.document.sequence if loaded.document else 0
+    outbox = tuple(Numbered(sequence=last + i, effect=effect) for i, effect in enumerate(effects, start=1))
+    return ExperimentDocument(state=state, sequence=last + len(outbox), outbox=outbox)
+
+
+def _state(loaded: Loaded) -> State | None:
+    return loaded.document.state if loaded.document else None
+
+
+def _with_reconciled_effects(state: State | None) -> tuple[State, Effects]:
+    if state is None:
+        raise Stale("there is nothing to reconcile")
+    return state, reconcile(state)
+
+
+def _run_of(event: Event) -> str | None:
+    match event:
+        case UpdateVerified():
+            return event.update.run
+        case UpdateRejected() | RoundRefused() | TrainingBroke() | RoundAggregated() | AggregationFailed():
+            return event.run
+        case DeadlinePassed() | GraceOver():
+            return event.run
+        case _:
+            return None
+
+
+def _wait(attempt: int, error: Exception) -> float:
+    longest = min(1.0, 0.01 * 1.5**attempt) if isinstance(error, Conflict) else min(5.0, 0.1 * 2.0**attempt)
+    return random.uniform(0.0, longest)  # noqa: S311  # jitter, not a secret
+
+
+def _tell(before: Loaded, after: State) -> None:
+    """Logs what moved, for those who follow a run."""
+    was = _state(before)
+    match after:
+        case Collecting():
+            if not isinstance(was, Collecting) or (was.round, was.announcement) != (after.round, after.announcement):
+                _log.info(
+                    "round.announced",
+                    run=after.run.id,
+                    round=after.round,
+                    purpose=after.purpose.value,
+                    announcement=after.announcement,
+                    silos=len(after.asked),
+                    deadline=after.deadline.isoformat(),
+                )
+        case Aggregating():
+            if not isinstance(was, Aggregating):
+                updates = len(after.closed.updates)
+                _log.info("round.closed", run=after.run.id, round=after.closed.round, updates=updates)
+        case Paused():
+            _log.info("run.paused", run=after.run.id, next_round=after.round)
+        case Ended():
+            if not isinstance(was, Ended):
+                _log.info("run.ended", run=after.run.id, outcome=after.outcome.value, reason=after.reason)
+        case Tombstone():
+            _log.info("experiment.cancelled-before-start", experiment=after.experiment)
