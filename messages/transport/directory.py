@@ -4,12 +4,9 @@
     <root>/<container>/<document>@/<n>      version n of a document made by `write`; the highest is the document
     <root>/.incoming/                       files not yet complete; a crash may leave some, nobody looks at them
 
-Compare-and-swap is `link()` to the name of the next version: it exists, so the swap is lost. A version's number is its
-ETag, and never comes back: a deletion is a mark (a dangling symbolic link) as last version. Old versions
-are removed under an exclusive, writers link under a shared `flock` of the document's directory, so that no number a
-late writer may still link to becomes free again. Readers lock nothing.
-
-A name is for one of the two, blob or document. Files are read with `pread`, never mapped: others may truncate them.
+A document is changed by compare-and-swap (`directory_versions`). A name is for one of the two, blob or document. Files
+are read with `pread`, never mapped: others may truncate them. Blobs and files handed out are links to one file, and
+read-only; somebody who changes one nevertheless is found out by its digest.
 """
 
 from __future__ import annotations
@@ -17,14 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from io import RawIOBase
 from pathlib import Path
 from stat import S_ISREG
 from typing import Final, ParamSpec, TypeVar
@@ -32,17 +26,13 @@ from typing import Final, ParamSpec, TypeVar
 from messages.errors import AlreadyExists, Conflict, Forbidden, NotFound, Poison, Transient
 from messages.ports import BlobInfo, Document, Reader
 from messages.transport.blob_names import check_blob, check_container, check_prefix, check_range
+from messages.transport.directory_versions import Versions
+from messages.transport.local_files import link_or_copy, make_directories, read_range, sync, write_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_KEPT: Final = 2
-"""Versions of a document that stay, for readers that have just looked."""
-_SPARE: Final = 8
-"""Versions beyond those that may gather before they are removed."""
 _LEFTOVER_SECONDS: Final = 86_400
-_COPY_INSTEAD: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP})
-"""Errors of link() after which the bytes are copied: another device, another owner, too many links, no links."""
 
 
 class DirectoryStore:
@@ -89,39 +79,29 @@ class _Files:
             size = os.fstat(fd).st_size
             if size > limit:
                 raise Poison("too-large", f"{container}/{name} has {size} bytes; {limit} is the most.")
-            return Document(_read_range(fd, 0, size), etag)
+            return Document(read_range(fd, 0, size), etag)
 
     def write(self, container: str, name: str, data: bytes, if_match: str | None) -> str:
         path = self._path(container, name)
-        versions = _versions_of(path)
-        _make_directories(versions)
-        with _locked(versions, fcntl.LOCK_SH) as directory:
-            numbers = _numbers(versions)
-            newest = max(numbers, default=0)
-            if _etag(versions, newest) != if_match or (if_match is None and path.exists()):
-                raise Conflict(f"{container}/{name} was written by somebody else; read it again.")
-            with self._complete(data) as made:
-                try:
-                    os.link(made, _version(versions, newest + 1))
-                except FileExistsError:
-                    raise Conflict(f"{container}/{name} was written by somebody else; read it again.") from None
-            os.fsync(directory)
-        if len(numbers) >= _KEPT + _SPARE:
-            _remove_old_versions(versions, keep=_KEPT)
-        return str(newest + 1)
+        versions = Versions(path)
+        make_directories(versions.directory)
+        if path.is_file() or (etag := versions.swap(if_match, lambda: self._complete(data))) is None:
+            raise Conflict(f"{container}/{name} was written by somebody else; read it again.")
+        return etag
 
     def create(self, container: str, name: str, source: Path | bytes) -> None:
         path = self._path(container, name)
-        versions = _versions_of(path)
-        if path.exists() or _etag(versions, max(_numbers(versions), default=0)):
-            raise AlreadyExists(f"{container}/{name} is there already.")
-        _make_directories(path.parent)
+        versions = Versions(path)
+        exists = AlreadyExists(f"{container}/{name} is there already.")
+        if path.is_file() or versions.etag(versions.newest()):
+            raise exists
+        make_directories(path.parent)
         with self._complete(source) as made:
             try:
                 os.link(made, path)
             except FileExistsError:
-                raise AlreadyExists(f"{container}/{name} is there already.") from None
-        _sync(path.parent)
+                raise exists from None
+        sync(path.parent)
 
     def open(self, container: str, name: str) -> Reader:
         with self._current(container, name) as (path, fd, _):
@@ -130,7 +110,7 @@ class _Files:
     def fetch(self, container: str, name: str, target: Path) -> None:
         with self._current(container, name) as (path, fd, _):
             try:
-                _link_or_copy(path, fd, target)
+                link_or_copy(path, fd, target)
             except FileExistsError:
                 raise ValueError(f"{target} exists already") from None
 
@@ -143,18 +123,10 @@ class _Files:
 
     def delete(self, container: str, name: str) -> None:
         path = self._path(container, name)
-        versions = _versions_of(path)
-        while newest := max(_numbers(versions), default=0):
-            with _locked(versions, fcntl.LOCK_SH) as directory:
-                if _etag(versions, newest) is None:
-                    break
-                with contextlib.suppress(FileExistsError):
-                    os.symlink("deleted", _version(versions, newest + 1))
-                    os.fsync(directory)
-            _remove_old_versions(versions, keep=1)
+        Versions(path).delete()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
-            _sync(path.parent)
+            sync(path.parent)
 
     def _path(self, container: str, name: str) -> Path:
         check_container(container)
@@ -165,11 +137,11 @@ class _Files:
     def _current(self, container: str, name: str) -> Iterator[tuple[Path, int, str]]:
         """The file that is the blob now: its path, a descriptor, the ETag."""
         path = self._path(container, name)
-        versions = _versions_of(path)
+        versions = Versions(path)
         missing = NotFound(f"There is no {container}/{name}.")
         while True:
-            newest = max(_numbers(versions), default=0)
-            file = _version(versions, newest) if newest else path
+            newest = versions.newest()
+            file = versions.file(newest) if newest else path
             try:
                 fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -192,21 +164,21 @@ class _Files:
     @contextlib.contextmanager
     def _complete(self, source: Path | bytes) -> Iterator[Path]:
         """A file with these bytes, read-only and durable, under a passing name from which it can be linked."""
+        make_directories(self._incoming)
         if not self._swept:
             self._swept = True
-            _make_directories(self._incoming)
             _remove_leftovers(self._incoming)
         made = self._incoming / secrets.token_hex(12)
         try:
             if isinstance(source, bytes):
                 fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
                 with open(fd, "wb", buffering=0) as file:
-                    _write_all(file, source)
+                    write_all(file, source)
                     os.fsync(fd)
             else:
                 with source.open("rb") as file:
-                    _link_or_copy(source.resolve(), file.fileno(), made)
-                    _sync(made)
+                    link_or_copy(source.resolve(), file.fileno(), made)
+                    sync(made)
             yield made
         finally:
             made.unlink(missing_ok=True)
@@ -236,7 +208,7 @@ class _FileReader:
         except FileNotFoundError:
             raise changed from None
         try:
-            data = _read_range(fd, offset, length)
+            data = read_range(fd, offset, length)
             if len(data) != length or _identity(os.fstat(fd)) != self._pin:
                 raise changed
             return data
@@ -257,49 +229,10 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         raise Transient(about) from error
 
 
-def _versions_of(path: Path) -> Path:
-    return path.with_name(path.name + "@")
-
-
-def _version(versions: Path, number: int) -> Path:
-    return versions / f"{number:09d}"
-
-
-def _numbers(versions: Path) -> list[int]:
-    try:
-        return [int(name) for name in os.listdir(versions) if name.isdecimal()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _etag(versions: Path, newest: int) -> str | None:
-    """The ETag of a document; None when there is none, or its last version is the mark of a deletion."""
-    return str(newest) if newest and not _version(versions, newest).is_symlink() else None
-
-
-@contextlib.contextmanager
-def _locked(directory: Path, how: int) -> Iterator[int]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, how)
-        yield fd
-    finally:
-        os.close(fd)  # and with it the lock
-
-
-def _remove_old_versions(versions: Path, *, keep: int) -> None:
-    try:
-        with _locked(versions, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            for number in sorted(_numbers(versions))[:-keep]:
-                _version(versions, number).unlink()
-    except BlockingIOError:
-        pass  # somebody is writing; a later write removes them
-
-
 def _remove_leftovers(incoming: Path) -> None:
     for entry in os.scandir(incoming):
         with contextlib.suppress(FileNotFoundError):
-            if entry.stat(follow_symlinks=False).st_mtime < time.time() - _LEFTOVER_SECONDS:
+            if entry.stat(follow_symlinks=False).st_ctime < time.time() - _LEFTOVER_SECONDS:
                 os.unlink(entry.path)
 
 
@@ -309,15 +242,19 @@ def _walk(directory: Path, top: Path) -> Iterator[BlobInfo]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
+        path = Path(entry.path)
         if entry.name.startswith("."):
             continue
-        path = Path(entry.path)
         if not entry.is_dir(follow_symlinks=False):
             yield from _row(path, path, top, None)
-        elif not entry.name.endswith("@"):
+        elif versions := Versions.in_directory(path):
+            while (newest := versions.newest()) and versions.etag(newest):
+                row = list(_row(path.with_name(entry.name[:-1]), versions.file(newest), top, str(newest)))
+                yield from row
+                if row:
+                    break  # else it was replaced, and removed, since the directory was read
+        else:
             yield from _walk(path, top)
-        elif newest := max(_numbers(path), default=0):
-            yield from _row(path.with_name(entry.name[:-1]), _version(path, newest), top, str(newest))
 
 
 def _row(blob: Path, file: Path, top: Path, etag: str | None) -> Iterator[BlobInfo]:
@@ -334,52 +271,3 @@ def _plain_etag(stat: os.stat_result) -> str:
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _make_directories(path: Path) -> None:
-    if not path.is_dir():
-        _make_directories(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _link_or_copy(path: Path, fd: int, target: Path) -> None:
-    """Makes `target`, read-only: the very file at `path`, or where that cannot be, a copy of the bytes of `fd`."""
-    try:
-        os.link(path, target)
-    except OSError as error:
-        if error.errno not in _COPY_INSTEAD:
-            raise
-    else:
-        if not os.stat(target).st_mode & 0o222:
-            return
-        with contextlib.suppress(PermissionError):
-            target.chmod(0o444)
-            return
-        target.unlink()  # it belongs to somebody else, who could change it
-    with open(fd, "rb", closefd=False) as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
-    target.chmod(0o444)
-
-
-def _read_range(fd: int, offset: int, length: int) -> bytes:
-    parts: list[bytes] = []
-    while length and (part := os.pread(fd, min(length, 1 << 30), offset)):
-        parts.append(part)
-        offset += len(part)
-        length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _write_all(file: RawIOBase, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) or 0 :]
