@@ -1,0 +1,81 @@
+"""The agent's half of the training contract, by hand: directories to give a script, and what it left in them."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True)
+class RoundByHand:
+    source: Path
+    target: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SILOBUS_INPUT": str(self.source), "SILOBUS_OUTPUT": str(self.target)}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.target / "report.json").read_text())
+        if report["update"]:  # an update that the report does not describe would be refused
+            update = (self.target / "update.safetensors").read_bytes()
+            assert report["update"] == {"sha256": hashlib.sha256(update).hexdigest(), "bytes": len(update)}
+        return report
+
+    @property
+    def update(self) -> dict[str, torch.Tensor]:
+        return load_file(self.target / "update.safetensors")
+
+    @property
+    def written(self) -> set[str]:
+        return {str(path.relative_to(self.target)) for path in self.target.rglob("*") if path.is_file()}
+
+
+def make_round(
+    where: Path,
+    purpose: str = "train",
+    *,
+    weights: Path | dict[str, torch.Tensor] | None = None,
+    state: Path | None = None,
+    **changes: Any,
+) -> RoundByHand:
+    """An input directory as the agent makes it, read-only, and an empty output directory."""
+    made = RoundByHand(where / "in", where / "out")
+    made.source.mkdir(parents=True)
+    made.target.mkdir()
+    described = None
+    if weights is not None:
+        path = made.source / "weights.safetensors"
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, path)
+        else:
+            save_file(weights, path)
+        described = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    if state is not None:
+        shutil.copytree(state, made.source / "state")
+    else:
+        (made.source / "state").mkdir()
+    asked = {
+        "schema_version": 1,
+        "experiment": "bc-1",
+        "run": "bc-1_3fa91c2e",
+        "round": 0 if purpose == "initialise" else 1,
+        "task": "breast-cancer",
+        "purpose": purpose,
+        "share": ["*"],
+        "transfer": {"form": "weights", "dtype": None},
+        "hyperparameters": {},
+        "data": {},
+        "seed": 7,
+        "weights": described,
+    }
+    (made.source / "round.json").write_text(json.dumps(asked | changes))
+    for path in [made.source, *made.source.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return made
