@@ -28,7 +28,7 @@ def main(where: Path, seed: int = 0) -> None:
 
     where.mkdir(parents=True, exist_ok=True)
     files = {"test": np.concatenate([rows[:TESTS_PER_DIGIT] for rows in by_digit])}
-    files |= {f"silo-{silo}": part for silo, part in enumerate(parts)}
+    files |= {"pooled": np.concatenate(parts)} | {f"silo-{silo}": part for silo, part in enumerate(parts)}
     for name, rows in files.items():
         images, labels = digits.images[rows].astype(np.float32), digits.target[rows].astype(np.int64)
         save_file({"images": images, "labels": labels}, where / f"{name}.safetensors")
