@@ -154,14 +154,14 @@ class SendingLink:
             self.credit = max(0, _serial(limit - self.delivery_count))
         if self.credit:
             self.on_credit()
-        if flow.drain and self.credit:
-            self._drain()
+        if flow.drain:
+            self.drain()
 
     def on_credit(self) -> None:
         raise NotImplementedError
 
-    def _drain(self) -> None:
-        """2.6.7: use up what credit is left, and say so."""
+    def drain(self) -> None:
+        """2.6.7: use up what credit is left, and say so; said even when there was none, as clients wait for it."""
         self.delivery_count = (self.delivery_count + self.credit) & 0xFFFFFFFF
         self.credit = 0
         self.session.report_drained(self.handle, self.delivery_count)
@@ -194,10 +194,10 @@ class QueueOutlet(SendingLink):
     def on_credit(self) -> None:
         self._live.feed(self, dead=self._dead)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         # What is already locked for this link goes out before the client hears that nothing more comes.
-        super_drain = super()._drain
-        self._live.journal.after_commit(lambda: super_drain() if self.credit and self.attached else None)
+        drain = super().drain
+        self._live.journal.after_commit(lambda: drain() if self.attached else None)
 
     def deliver(self, message: Message) -> None:
         self.spend()

@@ -114,17 +114,18 @@ class RequestLink(ReceivingLink):
         request = read_request(payload)
         if self._find_reply_link(self._address, request.reply_to) is None:
             raise DeliveryFault(errors.NOT_FOUND, "there is no link to send the reply on")
-        if not settled:
-            self.session.acknowledge(delivery_id, ACCEPTED_STATE)
         reply = self._node.answer(request)
         rendered = self._node.render(request, reply)
         log.debug("node.answered", operation=request.operation, status=reply.status)
-        self._node.after_commit(lambda: self._reply(request, rendered))
 
-    def _reply(self, request: Request, rendered: bytes) -> None:
-        link = self._find_reply_link(self._address, request.reply_to)
-        if link is not None:
-            link.reply(rendered)
+        def respond() -> None:
+            link = self._find_reply_link(self._address, request.reply_to)
+            if link is not None:
+                link.reply(rendered)  # first, since this is what the client waits for
+            if self.attached and not settled:
+                self.session.acknowledge(delivery_id, ACCEPTED_STATE)
+
+        self._node.after_commit(respond)
 
 
 class ReplyLink(SendingLink):
