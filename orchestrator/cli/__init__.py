@@ -1,0 +1,52 @@
+"""The `silobus` command: what operators and the demo use. Each module here holds one command, or what several share.
+
+Commands speak to a federation through its queues and blobs alone, as any tool could. This file only says which
+there are.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as version_of
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import dead_letters, queues
+from orchestrator.cli.demo import demo
+from orchestrator.cli.experiments import cancel, pause, resume, start
+from orchestrator.cli.maintenance import orchestrator, reconcile, schema
+from orchestrator.cli.status import model, status
+from orchestrator.cli.up import up
+from orchestrator.cli.watch import watch
+
+app = typer.Typer(
+    name="silobus",
+    help="Federated training over message queues: one model, data that never moves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback is a bug of ours, and local variables may hold secrets
+    rich_markup_mode=None,
+)
+for function in (up, demo, start, status, watch, cancel, pause, resume, model, orchestrator, reconcile, schema):
+    app.command()(function)
+app.add_typer(queues.app, name="queues")
+app.add_typer(dead_letters.app, name="dead-letters")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"silobus {version_of('silobus')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _silobus(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Its version.")] = False,
+) -> None:
+    """Federated training over message queues: one model, data that never moves."""
+
+
+def main() -> None:
+    """The entry point of `silobus`."""
+    app()

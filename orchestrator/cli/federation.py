@@ -1,0 +1,89 @@
+"""Which federation a command speaks to: the one in a folder, or the one that a settings file names.
+
+Commands reach it through the same ports as everything else; nothing here starts anything (that is `local`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from messages.transport.connect import open_bus, open_store
+
+from messages import names
+from messages.ports import Bus, Store
+from messages.settings import load_yaml
+from orchestrator.cli.folder import CONNECTION, Folder, read_card
+from orchestrator.cli.terminal import Complaint
+from orchestrator.settings import OrchestratorSettings
+
+DEFAULT_FOLDER = Path(".silobus")
+
+Dir = Annotated[
+    Path | None,
+    typer.Option("--dir", envvar="SILOBUS_DIR", help="Folder of a local federation.", show_default=".silobus"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="SILOBUS_CONFIG", help="A settings file like the orchestrator's, for Azure."),
+]
+Experiment = Annotated[str, typer.Argument(help="The experiment's name.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """Where the queues and blobs are, opened."""
+
+    bus: Bus
+    store: Store
+    silos: list[str]
+    watch_interval: float
+    """Seconds between looks at the store: short for a directory, longer where each look is paid for."""
+
+    def queues(self) -> list[str]:
+        """Every queue."""
+        return names.queues(self.silos)
+
+    def known_queue(self, queue: str) -> str:
+        """`queue`, if there is one of that name. Raises Complaint with those there are."""
+        if queue not in self.queues():
+            raise Complaint(f"There is no queue {queue!r}. There are: {', '.join(self.queues())}.")
+        return queue
+
+
+def settings_file(directory: Path | None, config: Path | None) -> Path:
+    """The settings file of the federation meant. For a folder's, the connection string goes into the environment."""
+    if config is not None and directory is None:
+        return config
+    folder = Folder((directory or DEFAULT_FOLDER).absolute())
+    card = read_card(folder)
+    if card is None:
+        raise Complaint(
+            f"There is no federation in {folder.root}. Start one with `silobus up`, name its folder with --dir,\n"
+            f"or name a settings file of a federation on Azure with --config."
+        )
+    os.environ[CONNECTION] = card.connection_string
+    return folder.orchestrator
+
+
+def settings(directory: Path | None, config: Path | None) -> OrchestratorSettings:
+    """Read and checked."""
+    return load_yaml(settings_file(directory, config), OrchestratorSettings)
+
+
+@asynccontextmanager
+async def reach(directory: Path | None, config: Path | None) -> AsyncIterator[Federation]:
+    """The federation meant, for as long as the block runs. Connects at the first use."""
+    chosen = settings(directory, config)
+    bus, store = open_bus(chosen.bus), open_store(chosen.store)
+    try:
+        interval = 0.1 if chosen.store.directory else 2.0
+        yield Federation(bus, store, list(chosen.silos), interval)
+    finally:
+        await bus.close()
+        await store.close()

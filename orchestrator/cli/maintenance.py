@@ -1,0 +1,46 @@
+"""`silobus orchestrator|reconcile|schema`: what runs, repairs and documents a federation rather than an experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from messages.schemas import json_schema
+from orchestrator.cli.federation import Config, Dir, settings_file
+from orchestrator.cli.terminal import Complaint, command, say
+
+SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "messages.json"
+
+
+@command
+def orchestrator(directory: Dir = None, config: Config = None) -> None:
+    """Runs an orchestrator in the foreground. Any number may run at once."""
+    chosen = settings_file(directory, config)
+    arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen)]
+    os.execv(sys.executable, arguments)  # noqa: S606  (this process becomes the orchestrator: signals reach it)
+
+
+@command
+def schema(
+    write: Annotated[bool, typer.Option("--write", help="Into docs/schemas/messages.json of a checkout.")] = False,
+) -> None:
+    """Prints the JSON Schema of every message."""
+    text = schema_text()
+    if not write:
+        say(text.rstrip("\n"))
+        return
+    if not SCHEMA_FILE.parents[1].is_dir():
+        raise Complaint(f"{SCHEMA_FILE.parents[1]} is not there: --write works in a checkout of Silobus.")
+    SCHEMA_FILE.parent.mkdir(exist_ok=True)
+    SCHEMA_FILE.write_text(text, encoding="utf-8")
+    say(f"Wrote {SCHEMA_FILE}.")
+
+
+def schema_text() -> str:
+    """What docs/schemas/messages.json holds."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,149 @@
+"""`silobus queues`: what is in the queues, by peeking: nothing is locked, moved or counted as a delivery."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from messages import names
+from messages.errors import NotFound
+from messages.ports import Bus, Delivery
+from orchestrator.cli.federation import Config, Dir, reach
+from orchestrator.cli.terminal import Json, command, console, say, say_json, table
+
+PAGE = 100
+MOST = 10_000
+"""Messages of one queue that are counted; beyond that the count says so."""
+AT_ONCE = 8
+
+app = typer.Typer(help="What is in the queues; `silobus queues peek` shows messages.", invoke_without_command=True)
+
+
+async def walk(bus: Bus, queue: str, *, most: int = MOST, start: int = 0) -> AsyncIterator[Delivery]:
+    """The messages of a queue in order of their sequence numbers, up to `most`."""
+    seen = 0
+    while seen < most:
+        page = await bus.peek(queue, count=min(PAGE, most - seen), from_sequence_number=start)
+        for delivery in page:
+            seen += 1
+            yield delivery
+        if not page:
+            return
+        start = max(delivery.sequence_number for delivery in page) + 1
+
+
+async def count(bus: Bus, queue: str) -> dict[str, Any]:
+    """How many messages a queue has: active (locked ones too), scheduled, dead-lettered."""
+    row: dict[str, Any] = {"queue": queue, "active": 0, "scheduled": 0, "dead_lettered": 0, "oldest_active": None}
+    try:
+        async for delivery in walk(bus, queue):
+            if delivery.scheduled_at is not None:
+                row["scheduled"] += 1
+                continue
+            row["active"] += 1
+            row["oldest_active"] = row["oldest_active"] or delivery.enqueued_at
+        async for _ in walk(bus, names.dead_letters_of(queue)):
+            row["dead_lettered"] += 1
+    except NotFound:
+        return {"queue": queue, "missing": True, **dict.fromkeys(("active", "scheduled", "dead_lettered"), 0)}
+    return row
+
+
+def in_full(delivery: Delivery) -> dict[str, Any]:
+    """A message for scripts: its body as JSON where it is JSON."""
+    try:
+        body: Any = json.loads(delivery.body)
+    except ValueError:
+        body = delivery.body.decode("utf-8", "replace")
+    row = {
+        "queue": delivery.queue,
+        "sequence_number": delivery.sequence_number,
+        "message_id": delivery.message_id,
+        "subject": delivery.subject,
+        "correlation_id": delivery.correlation_id,
+        "enqueued_at": delivery.enqueued_at,
+        "scheduled_at": delivery.scheduled_at,
+        "delivery_count": delivery.delivery_count,
+        "body": body,
+    }
+    if delivery.dead_letter_reason is not None or delivery.dead_letter_description is not None:
+        row |= {"reason": delivery.dead_letter_reason, "description": delivery.dead_letter_description}
+    return row
+
+
+@app.callback()
+@command
+async def queues(context: typer.Context, directory: Dir = None, config: Config = None, as_json: Json = False) -> None:
+    """Every queue with its active, scheduled and dead-lettered messages."""
+    if context.invoked_subcommand is not None:
+        return
+    async with reach(directory, config) as federation:
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def counted(queue: str) -> dict[str, Any]:
+            async with limit:
+                return await count(federation.bus, queue)
+
+        rows = await asyncio.gather(*(counted(queue) for queue in federation.queues()))
+    if as_json:
+        say_json(list(rows))
+        return
+    columns = ("queue", "active", "scheduled", "dead letters", "oldest")
+    cells = [
+        (r["queue"], *(("missing", "", "", "") if r.get("missing") else (*map(_many, _counts(r)), r["oldest_active"])))
+        for r in rows
+    ]
+    console().print(table(columns, cells, numbers=columns[1:4]))
+
+
+@app.command()
+@command
+async def peek(
+    *,
+    queue: Annotated[str, typer.Argument(help="The queue's name, as `silobus queues` lists it.")],
+    most: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="Messages to show.")] = 10,
+    start: Annotated[int, typer.Option("--from", min=0, help="Sequence number to begin with.")] = 0,
+    dead_letters: Annotated[bool, typer.Option("--dead-letters", help="Those of its dead letters.")] = False,
+    directory: Dir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Shows messages without locking them."""
+    async with reach(directory, config) as federation:
+        source = federation.known_queue(queue)
+        source = names.dead_letters_of(source) if dead_letters else source
+        found = [delivery async for delivery in walk(federation.bus, source, most=most, start=start)]
+    if as_json:
+        say_json([in_full(delivery) for delivery in found])
+    elif not found:
+        say(f"{source} is empty.")
+    else:
+        for delivery in found:
+            say(headline(delivery))
+            say(f"  {delivery.body.decode('utf-8', 'replace')}")
+
+
+def headline(delivery: Delivery) -> str:
+    """One line about a message."""
+    words = [f"{delivery.sequence_number}", delivery.subject or "(no subject)", f"id {delivery.message_id}"]
+    if delivery.correlation_id:
+        words.append(f"run {delivery.correlation_id}")
+    words.append(f"enqueued {delivery.enqueued_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
+    if delivery.scheduled_at and delivery.scheduled_at > datetime.now(UTC):
+        words.append(f"scheduled for {delivery.scheduled_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
+    if delivery.delivery_count:
+        words.append(f"delivered {delivery.delivery_count} times before")
+    return "  ".join(words)
+
+
+def _counts(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["active"], row["scheduled"], row["dead_lettered"]
+
+
+def _many(number: int) -> str:
+    return f"{number}+" if number >= MOST else str(number)

@@ -1,0 +1,96 @@
+"""Where an experiment stands, read from the store alone.
+
+Only reading lives here; `wording` says it. Nothing is asked of any process, so it works while all of them are down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from messages import names
+from messages.ports import Store
+from orchestrator.cli.terminal import Complaint
+from orchestrator.documents import Presence
+from orchestrator.experiment.state import (
+    Aggregating,
+    Collecting,
+    Ended,
+    Paused,
+    RoundRecord,
+    Run,
+    Tombstone,
+)
+from orchestrator.store import Documents
+
+AT_ONCE = 16
+"""Documents read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An experiment's state, its rounds that are over, and when its silos were last heard of."""
+
+    experiment: str
+    state: Collecting | Aggregating | Paused | Ended | Tombstone
+    records: Mapping[int, RoundRecord]
+    presence: Mapping[str, Presence]
+
+    @property
+    def run(self) -> Run | None:
+        return None if isinstance(self.state, Tombstone) else self.state.run
+
+    @property
+    def is_over(self) -> bool:
+        return isinstance(self.state, Ended | Tombstone)
+
+
+class Reader:
+    """Reads standings; keeps the rounds that are over, since those never change."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._documents = Documents(store)
+        self._records: dict[str, dict[int, RoundRecord]] = {}
+
+    async def read(self, experiment: str) -> Standing | None:
+        """None when there is no experiment of that name."""
+        try:
+            loaded = await self._documents.load(experiment)
+        except ValidationError:
+            raise Complaint(f"The state of {experiment} is by another version of Silobus; use that one.") from None
+        if loaded.document is None:
+            return None
+        state = loaded.document.state
+        if isinstance(state, Tombstone):
+            return Standing(experiment, state, {}, {})
+        return Standing(experiment, state, await self._rounds(state.run.id), await self.presence(state.run.silos))
+
+    async def experiments(self) -> list[str]:
+        """Every name that was ever used."""
+        return await Documents(self._store).experiments()
+
+    async def presence(self, silos: Iterable[str]) -> dict[str, Presence]:
+        """The last signs of life, of silos that ever gave one."""
+        return await self._documents.presences(silos)
+
+    async def _rounds(self, run: str) -> dict[int, RoundRecord]:
+        known = self._records.setdefault(run, {})
+        prefix = names.round_blob(run, 0).rpartition("/")[0] + "/"
+        there = [
+            int(info.name.removeprefix(prefix).removesuffix(".json"))
+            for info in await self._store.list(names.STATE, prefix)
+        ]
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def read(number: int) -> None:
+            async with gate:
+                record = await self._documents.round_record(run, number)
+                if record is not None:
+                    known[number] = record
+
+        await asyncio.gather(*(read(number) for number in there if number not in known))
+        return dict(sorted(known.items()))

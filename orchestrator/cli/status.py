@@ -1,0 +1,154 @@
+"""`silobus status` and `silobus model`: where experiments stand, and their weights. Asks the store, and no process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from messages.errors import NotFound
+from messages.ports import Store
+from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
+from orchestrator.cli.standing import Reader, Standing
+from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
+from orchestrator.cli.wording import (
+    as_json,
+    last_answer,
+    last_seen,
+    latest_metrics,
+    models,
+    reason_of,
+    round_of,
+    silo_state,
+    status_of,
+    waiting_for,
+)
+
+CHUNK = 8 << 20
+
+
+@command
+async def status(
+    experiment: Annotated[str | None, typer.Argument(help="Only this one, in detail.")] = None,
+    directory: Dir = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """What each experiment waits for, and each silo's last answer and sign of life."""
+    async with reach(directory, config) as federation:
+        reader = Reader(federation.store)
+        if experiment is None:
+            await _overview(federation, reader, json=json)
+            return
+        standing = await reader.read(experiment)
+    if standing is None:
+        raise unknown(experiment)
+    if json:
+        say_json(as_json(standing))
+    else:
+        _detail(standing)
+
+
+@command
+async def model(
+    experiment: Experiment,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to put it; a safetensors file.")],
+    best: Annotated[bool, typer.Option("--best", help="The best by the experiment's metric, not the latest.")] = False,
+    directory: Dir = None,
+    config: Config = None,
+) -> None:
+    """Writes an experiment's weights to a file."""
+    async with reach(directory, config) as federation:
+        standing = await Reader(federation.store).read(experiment)
+        if standing is None:
+            raise unknown(experiment)
+        found = models(standing.run).get("best" if best else "last")
+        if found is None:
+            why = "has no metric, or none was measured yet" if best else "has no weights yet"
+            raise Complaint(f"{experiment} {why}. `silobus status {experiment}` shows where it stands.")
+        await download(federation.store, found["blob"], found["sha256"], output)
+    say(f"{output}: the weights after round {found['round']} of {experiment}, {found['bytes']} bytes")
+
+
+async def download(store: Store, blob: str, sha256: str, output: Path) -> None:
+    """A copy of its own, whose digest is right; appears whole or not at all."""
+    container, _, name = blob.partition("/")
+    digest = hashlib.sha256()
+    part = output.with_name(f"{output.name}.part-{os.getpid()}")
+    try:
+        reader = await store.open(container, name)
+    except NotFound:
+        raise Complaint(f"{blob} is gone from the store.") from None
+    try:
+        with part.open("wb") as file:
+            for offset in range(0, reader.size, CHUNK):
+                piece = await reader.read(offset, min(CHUNK, reader.size - offset))
+                digest.update(piece)
+                file.write(piece)
+        if digest.hexdigest() != sha256:
+            raise Complaint(f"{blob} is damaged in the store: its digest is {digest.hexdigest()}.")
+        part.replace(output)
+    except OSError as error:
+        raise Complaint(f"{output} cannot be written: {error.strerror}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+        await reader.close()
+
+
+def unknown(experiment: str) -> Complaint:
+    """No such experiment."""
+    return Complaint(f"There is no experiment {experiment}. `silobus status` lists those there are.")
+
+
+async def _overview(federation: Federation, reader: Reader, *, json: bool) -> None:
+    standings = [s for name in await reader.experiments() if (s := await reader.read(name)) is not None]
+    presence = await reader.presence(federation.silos)
+    if json:
+        silos = {silo: {"last_sign_of_life": last_seen(presence.get(silo))} for silo in federation.silos}
+        say_json({"experiments": [as_json(standing) for standing in standings], "silos": silos})
+        return
+    columns = ("experiment", "status", "round", "of", "waiting for")
+    rows = [
+        (
+            s.experiment,
+            status_of(s),
+            round_of(s),
+            s.run.request.rounds if s.run else None,
+            waiting_for(s) or reason_of(s),
+        )
+        for s in standings
+    ]
+    if rows:
+        console().print(table(columns, rows, numbers=("round", "of")))
+    else:
+        say("No experiments yet. `silobus start FILE` starts one.")
+    silos_seen = [(silo, last_seen(presence.get(silo)) or "never") for silo in federation.silos]
+    console().print(table(("silo", "last sign of life"), silos_seen))
+
+
+def _detail(standing: Standing) -> None:
+    run = standing.run
+    say(f"experiment   {standing.experiment}")
+    say(f"status       {status_of(standing)}")
+    if reason := reason_of(standing):
+        say(f"because      {reason}")
+    if run is None:
+        return
+    say(f"run          {run.id}")
+    say(f"task         {run.request.task}")
+    say(f"round        {round_of(standing)} of {run.request.rounds}; {standing.state.phase}")
+    if waits := waiting_for(standing):
+        say(f"waiting for  {waits}")
+    for name, value in latest_metrics(standing).items():
+        say(f"{name:<12} {shown(value)}")
+    for name, found in models(run).items():
+        say(f"{name + ' model':<12} round {found['round']}, {found['blob']}")
+    rows = []
+    for silo in run.silos:
+        answer = last_answer(standing, silo)
+        told = f"round {answer['round']}, {answer['samples']} samples, {answer['seconds']:.1f} s" if answer else None
+        rows.append((silo, silo_state(standing, silo), told, last_seen(standing.presence.get(silo)) or "never"))
+    console().print(table(("silo", "does", "last answer", "last sign of life"), rows))

@@ -1,0 +1,133 @@
+"""`silobus watch`: an experiment as it goes on, until it ends. On a terminal a live view, elsewhere a line per event.
+
+Here lives only showing; what is shown is read by `standing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
+from orchestrator.cli.standing import Reader, Standing
+from orchestrator.cli.terminal import Complaint, command, console, say, shown, table
+from orchestrator.cli.wording import history, last_seen, reason_of, round_of, silo_state, status_of, waiting_for
+
+ROUNDS_SHOWN = 12
+"""The newest rounds that fit on a screen."""
+
+
+@command
+async def watch(experiment: Experiment, directory: Dir = None, config: Config = None) -> None:
+    """Follows an experiment until it ends. Exit status 0 when it completed, 1 otherwise."""
+    async with reach(directory, config) as federation:
+        await follow(federation, experiment)
+
+
+async def follow(federation: Federation, experiment: str) -> None:
+    """Shows it until it has ended; raises Exit(1) unless it completed."""
+    reader = Reader(federation.store)
+    if await reader.read(experiment) is None:
+        raise Complaint(f"There is no experiment {experiment}. `silobus status` lists those there are.")
+
+    async def read() -> Standing | None:
+        return await reader.read(experiment)
+
+    standing = await show(read, federation.watch_interval)
+    if status_of(standing) != "completed":
+        raise typer.Exit(1)
+
+
+async def show(
+    read: Callable[[], Awaitable[Standing | None]],
+    interval: float,
+    *,
+    line_by_line: Callable[[str], None] | None = None,
+) -> Standing:
+    """Shows what `read` gives, again and again, until the experiment is over; returns its end."""
+    if line_by_line is None and sys.stdout.isatty():
+        with Live(console=console(), auto_refresh=False) as live:
+            while True:
+                if (standing := await read()) is not None:
+                    live.update(view(standing), refresh=True)
+                    if standing.is_over:
+                        return standing
+                await asyncio.sleep(interval)
+    lines = Lines()
+    while True:
+        if (standing := await read()) is not None:
+            for line in lines.new(standing):
+                (line_by_line or say)(line)
+            if standing.is_over:
+                return standing
+        await asyncio.sleep(interval)
+
+
+class Lines:
+    """The plain view: what is new since the last look, a line each."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def new(self, standing: Standing) -> list[str]:
+        """Lines not given before."""
+        lines = [self._start(standing)]
+        over = [row for row in history(standing) if row["metrics"] or standing.is_over]
+        lines += [f"round {row['round']}: {_row(row)}" for row in over]
+        if status_of(standing) != "running":
+            lines.append(_end(standing))
+        fresh = [line for line in lines if line not in self._said]
+        self._said.update(fresh)
+        return fresh
+
+    @staticmethod
+    def _start(standing: Standing) -> str:
+        run = standing.run
+        if run is None:
+            return f"{standing.experiment}: never started"
+        return f"{run.id}: {run.request.rounds} rounds of {run.request.task} with {', '.join(run.silos)}"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    metrics = "  ".join(f"{name} {shown(number)}" for name, number in row["metrics"].items())
+    updates = f"{row['updates']} update{'s' if row['updates'] != 1 else ''}"
+    others = "".join(f"  {silo} {what}" for silo, what in row["others"].items() if row["round"] > 0)
+    return f"{updates} in {row['seconds']:.2f} s  {metrics}{others}".rstrip()
+
+
+def _end(standing: Standing) -> str:
+    reason = reason_of(standing)
+    words = f"{standing.experiment} is {status_of(standing)}" + (f": {reason}" if reason else "")
+    waits = waiting_for(standing)
+    return f"{words}, waiting for {waits}" if waits else words
+
+
+def view(standing: Standing) -> RenderableType:
+    """The live view."""
+    run = standing.run
+    if run is None:
+        return Text(_end(standing))
+    head = f"[bold]{escape(run.id)}[/bold]  {status_of(standing)}"
+    head += f"  round {min(round_of(standing) or 0, run.request.rounds)} of {run.request.rounds}"
+    parts: list[RenderableType] = [Text.from_markup(head)]
+    silos = [(silo, silo_state(standing, silo), last_seen(standing.presence.get(silo))) for silo in run.silos]
+    parts.append(table(("silo", "does", "last sign of life"), silos))
+    rows = history(standing)
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    columns = ("after round", "updates", "seconds", *metrics)
+    cells = [
+        (row["round"], row["updates"], f"{row['seconds']:.2f}", *(row["metrics"].get(name) for name in metrics))
+        for row in rows[-ROUNDS_SHOWN:]
+    ]
+    parts.append(table(columns, cells, numbers=columns))
+    waits = waiting_for(standing)
+    parts.append(Text(f"waiting for {waits}" if waits else _end(standing)))
+    return Group(*parts)

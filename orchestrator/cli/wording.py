@@ -1,0 +1,218 @@
+"""A standing in words and numbers: what `status`, `watch` and `demo` say about it. Nothing is read here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, assert_never
+
+from messages import names
+from messages.schemas import Purpose
+from orchestrator.cli.standing import Standing
+from orchestrator.documents import Presence
+from orchestrator.experiment.state import (
+    Aggregating,
+    Collecting,
+    Declined,
+    Ended,
+    Failed,
+    Model,
+    Paused,
+    Run,
+    Tombstone,
+    Updated,
+)
+
+
+def status_of(standing: Standing) -> str:
+    """One of running, paused, completed, failed, cancelled."""
+    match standing.state:
+        case Collecting() | Aggregating():
+            return "running"
+        case Paused():
+            return "paused"
+        case Ended() as ended:
+            return ended.outcome.value
+        case Tombstone():
+            return "cancelled"
+        case _:
+            assert_never(standing.state)
+
+
+def round_of(standing: Standing) -> int | None:
+    """The round that is open, comes next, or was the last."""
+    match standing.state:
+        case Collecting() | Paused() | Ended():
+            return standing.state.round
+        case Aggregating():
+            return standing.state.closed.round
+        case Tombstone():
+            return None
+        case _:
+            assert_never(standing.state)
+
+
+def waiting_for(standing: Standing) -> str | None:
+    """What has to happen next, in words; None when it is over."""
+    match standing.state:
+        case Collecting() as state:
+            open_silos = [silo for silo in state.asked if silo not in state.answers]
+            have = sum(isinstance(answer, Updated) for answer in state.answers.values())
+            what = {Purpose.INITIALISE: "initial weights", Purpose.EVALUATE: "metrics"}.get(state.purpose, "updates")
+            who = f"{what} from {', '.join(open_silos)}" if open_silos else "the deadline"
+            until = state.grace_until or state.deadline
+            return f"{who} (has {have}, needs {state.quorum}, until {until:%Y-%m-%d %H:%M:%S} UTC)"
+        case Aggregating() as state:
+            return f"the sum of {len(state.closed.updates)} updates"
+        case Paused():
+            return "resume-experiment"
+        case Ended() | Tombstone():
+            return None
+        case _:
+            assert_never(standing.state)
+
+
+def reason_of(standing: Standing) -> str | None:
+    """Why it ended so."""
+    match standing.state:
+        case Ended() as ended:
+            return ended.reason
+        case Tombstone():
+            return "cancelled before it was started; the next start under this name is refused"
+        case _:
+            return None
+
+
+def silo_state(standing: Standing, silo: str) -> str:
+    """What a silo does, or last did, in the current round."""
+    match standing.state:
+        case Collecting() as state:
+            return _collecting(state, standing.presence.get(silo), silo)
+        case Aggregating() as state:
+            if any(update.silo == silo for update in state.closed.updates):
+                return "updated"
+            return state.closed.others.get(silo, "not asked")
+        case Paused() | Ended():
+            if not standing.records:
+                return "not asked"
+            record = standing.records[max(standing.records)]
+            if any(update.silo == silo for update in record.updates):
+                return "evaluated" if record.purpose is Purpose.EVALUATE else "updated"
+            return record.others.get(silo, "not asked")
+        case Tombstone():
+            return "not asked"
+        case _:
+            assert_never(standing.state)
+
+
+def _collecting(state: Collecting, presence: Presence | None, silo: str) -> str:
+    match state.answers.get(silo):
+        case Updated():
+            return "updated"
+        case Declined() as declined:
+            return f"declined: {declined.reason}"
+        case Failed() as failed:
+            return f"failed: {failed.reason}"
+        case None:
+            beat = presence.heartbeats.get(state.run.id) if presence else None
+            if beat is not None and beat.round == state.round:
+                return beat.doing
+            return "asked" if silo in state.asked else "not asked"
+
+
+def last_answer(standing: Standing, silo: str) -> dict[str, Any] | None:
+    """The newest round in which the silo's update counted."""
+    state = standing.state
+    if isinstance(state, Collecting) and isinstance(answer := state.answers.get(silo), Updated):
+        return {"round": state.round, "at": answer.at, "samples": answer.samples, "seconds": answer.seconds}
+    for number in sorted(standing.records, reverse=True):
+        for update in standing.records[number].updates:
+            if update.silo == silo:
+                return {"round": number, "at": update.at, "samples": update.samples, "seconds": update.seconds}
+    return None
+
+
+# --- in numbers --------------------------------------------------------------------------------------------------
+
+
+def measured(standing: Standing, round_number: int) -> dict[str, float | None]:
+    """The pooled metrics of the weights that this round made; they come in with the round after it."""
+    after = standing.records.get(round_number + 1)
+    if after is None:
+        return {}
+    return {metric.name: metric.number for metric in after.metrics if metric.phase == "received"}
+
+
+def history(standing: Standing) -> list[dict[str, Any]]:
+    """One row per round that made weights, in order."""
+    return [
+        {
+            "round": number,
+            "outcome": record.outcome.value,
+            "updates": len(record.updates),
+            "others": dict(record.others),
+            "metrics": measured(standing, number),
+            "seconds": round((record.over_at - record.opened_at).total_seconds(), 3),
+        }
+        for number, record in standing.records.items()
+        if record.purpose is not Purpose.EVALUATE
+    ]
+
+
+def latest_metrics(standing: Standing) -> dict[str, float | None]:
+    """Those of the newest weights that were measured."""
+    for number in sorted(standing.records, reverse=True):
+        if metrics := measured(standing, number - 1):
+            return metrics
+    return {}
+
+
+def models(run: Run | None) -> dict[str, Any]:
+    """Where the latest and the best weights are."""
+    if run is None:
+        return {}
+    found = {"last": run.model, "best": run.best}
+    return {name: _model(run.id, model) for name, model in found.items() if model is not None}
+
+
+def _model(run: str, model: Model) -> dict[str, Any]:
+    sha256 = model.payload.sha256
+    blob = f"{names.GLOBAL}/{names.weights_blob(run, model.round, sha256)}"
+    return {"round": model.round, "sha256": sha256, "bytes": model.payload.bytes, "blob": blob}
+
+
+def as_json(standing: Standing) -> dict[str, Any]:
+    """Everything, for scripts."""
+    run = standing.run
+    return {
+        "experiment": standing.experiment,
+        "run": run.id if run else None,
+        "status": status_of(standing),
+        "task": run.request.task if run else None,
+        "round": round_of(standing),
+        "rounds": run.request.rounds if run else None,
+        "phase": standing.state.phase,
+        "purpose": standing.state.purpose.value if isinstance(standing.state, Collecting | Paused) else None,
+        "waiting_for": waiting_for(standing),
+        "reason": reason_of(standing),
+        "started_at": run.started_at if run else None,
+        "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,
+        "quorum": run.quorum if run else None,
+        "silos": {silo: _silo(standing, silo) for silo in (run.silos if run else ())},
+        "metrics": latest_metrics(standing),
+        "models": models(run),
+        "history": history(standing),
+    }
+
+
+def _silo(standing: Standing, silo: str) -> dict[str, Any]:
+    presence = standing.presence.get(silo)
+    return {
+        "state": silo_state(standing, silo),
+        "last_sign_of_life": last_seen(presence),
+        "last_answer": last_answer(standing, silo),
+    }
+
+
+def last_seen(presence: Presence | None) -> datetime | None:
+    """When anything came from it."""
+    return presence.seen_at if presence else None
