@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long to wait before trying again: `first` seconds, then twice as long, up to `most`; jittered down to half."""
+    """Seconds before trying again: `first`, then twice as long, up to `most`; jittered down to half."""
 
     first: float = 0.2
     most: float = 30.0

@@ -52,7 +52,7 @@ class Settings(BaseModel):
 
 
 class ProxySettings(Settings):
-    """An HTTP proxy between this process and Azure; it makes the bus use AMQP over WebSocket."""
+    """An HTTP proxy between this process and Azure; with it the bus uses AMQP over WebSocket."""
 
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)]
@@ -86,8 +86,6 @@ class BusSettings(Settings):
         _exactly_one(self, ("connection_string_env", "connection_string_file", "namespace"))
         if (self.namespace is None) != (self.credential is None):
             raise ValueError("`namespace` and `credential` go together; set both, or neither")
-        if self.proxy is not None and self.transport == "amqp":
-            raise ValueError("a proxy carries only WebSockets; set `transport: amqp-over-websocket`")
         return self
 
     def connection_string(self) -> SecretStr | None:
@@ -122,7 +120,7 @@ class StoreSettings(Settings):
         return _secret("store", self.connection_string_env, self.connection_string_file)
 
     def sas(self) -> SecretStr | None:
-        """The shared access signature, if that is the way in. Raises SettingsError when it is not where it should be."""
+        """The shared access signature, if that is the way in. Raises SettingsError when it is not where it is said."""
         return _secret("store", self.sas_env, self.sas_file, what="sas")
 
 

@@ -40,6 +40,7 @@ class _Message:
     delivery: Delivery
     """What a receiver would be handed; `lock_token` is empty while nobody holds the lock."""
     available_at: datetime
+    waits_for_its_time: bool
     expires_at: datetime | None
     lock_token: str = ""
     locked_until: datetime | None = None
@@ -105,7 +106,10 @@ class MemoryBroker:
             scheduled_at=message.scheduled_at,
         )
         expires = None if message.time_to_live is None else available + message.time_to_live
-        target.messages.append(_Message(delivery=delivery, available_at=available, expires_at=expires))
+        waits = available > now
+        target.messages.append(
+            _Message(delivery=delivery, available_at=available, waits_for_its_time=waits, expires_at=expires)
+        )
         target.wake()
 
     def take(self, queue: str) -> Delivery | None:
@@ -203,11 +207,12 @@ class MemoryBroker:
                     self._bury(queue, message, "TTLExpiredException", "The message expired and was dead lettered.")
                 else:
                     queue.messages.remove(message)
-        due = [m for m in queue.messages if m.delivery.scheduled_at is not None and m.available_at <= now]
+        due = [m for m in queue.messages if m.waits_for_its_time and m.available_at <= now]
         for message in sorted(due, key=lambda m: m.available_at):
             # A scheduled message joins the end of the queue when its time comes, under a new sequence number.
             queue.messages.remove(message)
-            message.delivery = replace(message.delivery, scheduled_at=None, sequence_number=next(self._sequence))
+            message.waits_for_its_time = False
+            message.delivery = replace(message.delivery, sequence_number=next(self._sequence))
             queue.messages.append(message)
 
     def _unlock(self, queue: _Queue, message: _Message) -> None:

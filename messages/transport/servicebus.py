@@ -53,13 +53,13 @@ class ServiceBus(Bus):
 
     @classmethod
     def from_connection_string(cls, connection_string: SecretStr, **options: Any) -> Self:
-        """A bus reached with a connection string; `options` are those of `client_options`."""
+        """A bus reached with a connection string; `options` are those of `client_options`. Raises ValueError."""
         try:
             client = ServiceBusClient.from_connection_string(connection_string.get_secret_value(), **options)
         except ValueError:
-            raise Forbidden(
-                "the connection string of the bus is malformed; it should read Endpoint=sb://…;SharedAccessKeyName=…;"
-                "SharedAccessKey=…, as the portal shows it"
+            raise ValueError(
+                "the connection string is malformed; it should read "
+                "Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…, as the portal shows it"
             ) from None
         return cls(client)
 
@@ -124,15 +124,15 @@ class ServiceBus(Bus):
         return [_from_sdk(queue, message) for message in page]
 
     async def close(self) -> None:
-        links = [*self._senders.values(), *self._receivers.values()]
+        links: list[SenderLink | ReceiverLink] = [*self._senders.values(), *self._receivers.values()]
         self._senders, self._receivers, self._held = {}, {}, {}
         await asyncio.gather(*(link.close() for link in links))
         with contextlib.suppress(Exception):
-            client: Any = self._client  # the SDK's close() has no annotations
-            await client.close()
-        if self._credential is not None:
+            await self._client.close()
+        credential: Any = self._credential  # its protocol has close(), its annotations have not
+        if credential is not None:
             with contextlib.suppress(Exception):
-                await self._credential.close()
+                await credential.close()
 
     def _receiver(self, queue: str) -> ReceiverLink:
         link = self._receivers.get(queue)
