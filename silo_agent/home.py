@@ -46,6 +46,11 @@ class TryDirectory:
         return self.path / "output.txt"
 
     @property
+    def started(self) -> Path:
+        """A file as old as the try."""
+        return self.path / "started"
+
+    @property
     def has_report(self) -> bool:
         """Whether its output counts."""
         return (self.output / "report.json").is_file()
@@ -54,6 +59,7 @@ class TryDirectory:
         """Makes the directories, empty."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.output.mkdir(parents=True)
+        self.started.touch()
 
     def mark_failed(self, category: FailureCategory, announcement: int, notes: tuple[str, ...] = ()) -> None:
         """Remembers that it failed, so that a restarted agent does not try for ever."""
@@ -164,10 +170,15 @@ class Home:
         return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]
 
     def forget_ended(self, keep: int) -> None:
-        """Deletes the directories of ended rounds, all but the last `keep` to have ended."""
-        ended = [directory.path for _, _, directory in self.rounds() if directory.ended is not None]
-        ended.sort(key=lambda path: (path / ENDED).stat().st_mtime_ns)
-        for path in ended[: max(0, len(ended) - keep)]:
+        """Deletes the directories of rounds that are over, all but the last `keep` of them.
+
+        A round that was left unfinished is over when its run has come to a later one.
+        """
+        rounds = self.rounds()
+        latest = {run: number for run, number, _ in rounds}
+        over = [at.path for run, number, at in rounds if number < latest[run] or at.ended is not None]
+        over.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in over[: max(0, len(over) - keep)]:
             shutil.rmtree(path, ignore_errors=True)
 
     def write_fault(self, name: str, text: str) -> Path:

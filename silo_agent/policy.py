@@ -10,12 +10,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from messages.schemas import DeclineReason, MetricName, Name, ParameterName, Purpose, RoundAnnounced, Scalar, Sha256
+from messages.settings import SettingsPath
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
@@ -87,7 +87,7 @@ class Outbound(Rule):
 class Code(Rule):
     """The code that the owner has read and approved."""
 
-    path: Path
+    path: SettingsPath
     sha256: Sha256
 
 
@@ -95,10 +95,10 @@ class Task(Rule):
     """One thing that this silo trains: the owner's script, on the owner's data, under the owner's rules."""
 
     command: Annotated[list[str], Field(min_length=1)]
-    directory: Path
+    directory: SettingsPath
     code: Code
     mode: Literal["warm", "per-round"] = "warm"
-    data: dict[str, Path] = {}
+    data: dict[str, SettingsPath] = {}
     environment: dict[str, str] = {}
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     tries: Annotated[int, Field(ge=1, le=100)] = 2

@@ -1,7 +1,7 @@
 """What a silo keeps of a run and never gives away: versions of a directory, one per round that committed one.
 
-Here lives how a version comes to be: whole or not at all, once per round. What is in it is the script's business. A run's
-last two versions stay until its owner deletes them.
+Here lives how a version comes to be: whole or not at all, once per round. What is in it is the script's business. Of a
+run, the last two versions stay until its owner deletes them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class Capture:
         self._path = path
         self.switch(path)
         self._read_end, self.write_end = os.pipe()
-        threading.Thread(target=self._empty, name="training output", daemon=True).start()
+        self._thread = threading.Thread(target=self._empty, name="training output", daemon=True)
+        self._thread.start()
 
     def switch(self, path: Path) -> None:
         """From here on, what is printed goes to this file."""
@@ -42,7 +43,8 @@ class Capture:
         os.close(self.write_end)
 
     def tail(self, most: int = 16_384) -> bytes:
-        """The last bytes printed."""
+        """The last bytes printed. Blocks for a moment while the last of them are on their way."""
+        self._thread.join(timeout=0.5)
         with contextlib.suppress(OSError):
             return self._path.read_bytes()[-most:]
         return b""

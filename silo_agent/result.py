@@ -1,0 +1,158 @@
+"""What a script made of a round, examined: the report, the update, and what of both may leave.
+
+Here lives the judgement on files that the script wrote, none of which is trusted. `notes` name tensors, metrics and
+paths: they stay in the silo. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from messages.errors import InvalidWeights
+from messages.schemas import Count, DeclineReason, FailureCategory, MetricReport, Purpose, RoundAnnounced, Sha256
+from messages.weights import DTYPES, Layout, Scan, WeightsFault, scan_file, verify
+from silo_agent import outbound
+from silo_agent.home import TryDirectory
+from silo_agent.policy import Outbound
+
+_LONGEST_REPORT: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """A sound result, and what of it may leave."""
+
+    update: Scan | None
+    path: Path
+    """Where the update is."""
+    samples: int
+    steps: int
+    metrics: tuple[MetricReport, ...]
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A sound result that may not leave."""
+
+    reason: DeclineReason
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsound:
+    """No result: the try has failed."""
+
+    category: FailureCategory
+    notes: tuple[str, ...]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    schema_version: Literal[1]
+    samples: Count
+    steps: Count
+    update: _File | None
+    metrics: Annotated[list[MetricReport], Field(max_length=200)] = []
+
+
+def examine(
+    attempt: TryDirectory, announced: RoundAnnounced, received: Layout | None, rules: Outbound
+) -> Allowed | Withheld | Unsound:
+    """Judges one try. `received` is the layout of the weights it started from. Blocks: use it in a thread."""
+    try:
+        report = _Report.model_validate_json(_read_regular(attempt.output / "report.json", _LONGEST_REPORT))
+    except FileNotFoundError:
+        return Unsound(FailureCategory.NO_REPORT, ())
+    except (OSError, ValidationError) as error:
+        return Unsound(FailureCategory.REPORT_INVALID, (str(error),))
+    wants_update = announced.purpose is not Purpose.EVALUATE
+    if wants_update is (report.update is None):
+        note = f"a round to {announced.purpose} has {'an' if wants_update else 'no'} update"
+        return Unsound(FailureCategory.REPORT_INVALID, (note,))
+    path = attempt.output / "update.safetensors"
+    scan: Scan | None = None
+    if report.update is not None:
+        expected = received.cast(announced.transfer.dtype) if received is not None else None
+        try:
+            scan = _scan(path, report.update, expected)
+        except InvalidWeights as fault:
+            not_finite = fault.reason == WeightsFault.NOT_FINITE
+            category = FailureCategory.UPDATE_NOT_FINITE if not_finite else FailureCategory.UPDATE_INVALID
+            return Unsound(category, (fault.description,))
+        except OSError as error:
+            return Unsound(FailureCategory.UPDATE_INVALID, (str(error),))
+        if _has_metadata(path):
+            note = "the update's header has __metadata__, which may say anything: write it without"
+            return Withheld(DeclineReason.OUTBOUND_FORBIDDEN, (note,))
+    # Initialising is not charged to the budget: nothing that was learnt from data may leave with it.
+    initialises = announced.purpose is Purpose.INITIALISE
+    leaving = outbound.apply(
+        rules,
+        purpose=announced.purpose,
+        tensors=None if scan is None else tensors_of(scan.layout, scan.bytes),
+        samples=report.samples,
+        metrics=[] if initialises else report.metrics,
+    )
+    if isinstance(leaving, outbound.Refused):
+        return Withheld(leaving.reason, leaving.notes)
+    return Allowed(
+        update=scan,
+        path=path,
+        samples=0 if initialises else report.samples,
+        steps=0 if initialises else report.steps,
+        metrics=leaving.metrics,
+        seconds=_seconds(attempt),
+        notes=leaving.notes,
+    )
+
+
+def tensors_of(layout: Layout, size: int) -> outbound.Tensors:
+    """An update as the outbound rules see it."""
+    return outbound.Tensors(size, {spec.name: DTYPES[spec.dtype].name for spec in layout.tensors})
+
+
+def _scan(path: Path, told: _File, expected: Layout | None) -> Scan:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(f"{path} is not a regular file")
+    scan = scan_file(path)
+    verify(scan, sha256=told.sha256, bytes=told.bytes, layout=expected)
+    return scan
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(f"{path} is not a regular file")
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"{path} is longer than {most} bytes")
+    return data
+
+
+def _has_metadata(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return "__metadata__" in json.loads(file.read(length))
+
+
+def _seconds(attempt: TryDirectory) -> float:
+    """From start to report, by the files' times: right for a try that an earlier agent started as well."""
+    began, ended = attempt.started.stat().st_mtime, (attempt.output / "report.json").stat().st_mtime
+    return round(max(0.0, ended - began), 3)

@@ -1,0 +1,168 @@
+"""The agent: listens on its silo's queue, and keeps one piece of work per round going, however often it is asked.
+
+SHELL. Here lives how messages meet work: a redelivered announcement joins the work that is going on, a closed round
+stops it, and what goes wrong inside ends as a word of a closed list. What a round is, is `work`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import traceback
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, final
+
+from messages import names
+from messages.consumer import Consumer
+from messages.errors import Duplicate, Poison
+from messages.log import EventLog
+from messages.ports import Bus, Delivery
+from messages.schemas import (
+    ClosedBecause,
+    DeclineReason,
+    Offer,
+    RoundAnnounced,
+    RoundClosed,
+    RoundDeclined,
+    SiloHello,
+    decode,
+)
+from silo_agent.silo import Silo
+from silo_agent.work import RoundWork, measured
+
+_log = EventLog(__name__)
+_GRACE: Final = 3.0
+"""Seconds that work on the point of being published has when the agent is told to stop."""
+
+
+class AgentFault(Exception):
+    """A bug of ours. Its whole story is in the silo's home; no word of it is in this exception, which others log."""
+
+
+@final
+class Agent:
+    """One silo's agent."""
+
+    def __init__(self, silo: Silo, bus: Bus, *, receive_wait: float = 60.0) -> None:
+        self._silo = silo
+        self._bus = bus
+        self._works: dict[tuple[str, int], tuple[RoundWork, asyncio.Task[Any]]] = {}
+        self._receive_wait = receive_wait
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set. Cancelling it is like killing the agent, except that trainings end with it."""
+        greeting = asyncio.create_task(self._greet(), name="hello")
+        consumer = Consumer(
+            self._bus,
+            names.to_silo(self._silo.name),
+            self.handle,
+            on_poison=self.reject,
+            clock=self._silo.clock,
+            receive_wait=self._receive_wait,
+            waits=self._silo.waits,
+            grace=_GRACE,
+        )
+        try:
+            await consumer.run(stop)
+        finally:
+            greeting.cancel()
+            await self._stop_working()
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Returns when the message needs no more work here."""
+        message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
+        key = (message.run, message.round)
+        if isinstance(message, RoundClosed):
+            await self._close(message)
+            return
+        going_on = key in self._works
+        if not going_on:
+            work = RoundWork(self._silo, message)
+            task = asyncio.create_task(self._work(work, message), name=f"round {message.round} of {message.run}")
+            self._works[key] = (work, task)
+            task.add_done_callback(lambda _: self._works.pop(key, None))
+        _, task = self._works[key]
+        await asyncio.wait((task,))  # and not `await task`: losing this delivery must not end the work
+        if task.cancelled():
+            await asyncio.Event().wait()  # the agent is stopping; its consumer gives the message back
+        if (fault := task.exception()) is not None:
+            raise fault
+        if going_on:
+            raise Duplicate("the round was being worked on")
+
+    async def reject(self, delivery: Delivery, poison: Poison) -> None:
+        """Tells the run about a message that can never succeed, as far as it says which run that is."""
+        about = _round_of(delivery.body)
+        if about is None:
+            return
+        reason = DeclineReason.AGENT_FAULT if poison.reason == "bug" else DeclineReason.MESSAGE_INVALID
+        run, number = about
+        await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
+
+    async def _work(self, work: RoundWork, announced: RoundAnnounced) -> None:
+        try:
+            await work.run()
+        except Exception as bug:  # noqa: BLE001  # whatever it is, its text may tell what must not leave
+            name = f"{self._silo.clock.now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+            story = "".join(traceback.format_exception(bug))
+            await asyncio.to_thread(self._silo.home.write_fault, name, story)
+            kind = type(bug).__name__
+            _log.error("agent.fault", run=announced.run, round=announced.round, error=kind, look=f"faults/{name}.txt")
+            raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None
+
+    async def _close(self, closed: RoundClosed) -> None:
+        found = self._works.get((closed.run, closed.round))
+        if found is not None:
+            work, task = found
+            work.close()
+            await asyncio.wait((task,))
+        if closed.because is not ClosedBecause.AGGREGATED:
+            await self._silo.runner.end(closed.run)
+
+    async def _greet(self) -> None:
+        offers = []
+        for name, task in self._silo.policy.tasks.items():
+            if await asyncio.to_thread(measured, task) == task.code.sha256:
+                offers.append(Offer(task=name, code=task.code.sha256))
+            else:
+                _log.error("task.code-not-approved", task=name, next="silobus-agent code-digest PATH shows its digest")
+        hello = SiloHello(
+            instance=uuid.uuid4().hex,
+            agent_version=_version(),
+            policy=self._silo.policy_digest,
+            offers=offers,
+            at=self._silo.clock.now(),
+        )
+        await self._silo.patiently(lambda: self._silo.voice.say(hello), missing="the queue to the orchestrator")
+        _log.info("agent.started", silo=self._silo.name, instance=hello.instance, tasks=[o.task for o in offers])
+
+    async def _stop_working(self) -> None:
+        tasks = [task for _, task in self._works.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._silo.runner.close()
+
+
+def _round_of(body: bytes) -> tuple[str, int] | None:
+    """The run and round that an undecodable announcement is about, if it says so in the right form."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    match data:
+        case {"kind": "round-closed"}:
+            return None
+        case {"run": str(run), "round": int(number)} if re.fullmatch(names.RUN_PATTERN, run) and 0 <= number <= 99_999:
+            return run, number
+        case _:
+            return None
+
+
+def _version() -> str:
+    try:
+        return version("silobus")
+    except PackageNotFoundError:
+        return "unknown"
