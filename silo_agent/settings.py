@@ -26,7 +26,7 @@ class SiloSettings(Settings):
     """Seconds without progress after which a trainer is not reported alive any more; null: two heartbeats."""
     keep_rounds: Annotated[int, Field(ge=0)] = 3
     """How many directories of rounds that are over are kept, to be looked at and run again."""
-    tasks: dict[Name, Task] = {}
+    tasks: Annotated[dict[Name, Task], Field(default_factory=dict)]
 
     def policy(self) -> Policy:
         """The owner's rules."""

@@ -84,7 +84,7 @@ class RoundWork:
         self._closed.set()
 
     async def run(self) -> Ended:
-        """Works until the round has ended here. Cancelled, it ends the training, and loses nothing that was published."""
+        """Works until the round has ended here. Cancelled, it ends the training; what was published stays."""
         telling = asyncio.create_task(self._signs.tell(), name=f"signs of life of {self._key}")
         try:
             while not isinstance(self.phase, Published | Declined | Failed | Closed):

@@ -1,0 +1,81 @@
+"""Wiring: the one place that builds adapters and hands them to the agent. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from messages.log import configure
+from messages.ports import Bus, Store
+from messages.settings import load_yaml
+from messages.transport.clock import SystemClock
+from messages.transport.connect import open_bus, open_store
+from silo_agent.budget import Budget
+from silo_agent.egress import EgressLog
+from silo_agent.home import Home
+from silo_agent.private_state import PrivateState
+from silo_agent.runners.local import LocalRunner
+from silo_agent.service import Agent
+from silo_agent.settings import SiloSettings
+from silo_agent.silo import Silo
+from silo_agent.voice import Voice
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterator[Silo]:
+    """The silo with its home taken. Raises HomeInUse, EgressBroken."""
+    home = Home(settings.home)
+    await asyncio.to_thread(home.take)
+    with contextlib.ExitStack() as closing:
+        closing.callback(home.leave)
+        egress = await asyncio.to_thread(EgressLog, home.egress)
+        closing.callback(egress.close)
+        budget = await asyncio.to_thread(Budget, home.budget)
+        closing.callback(budget.close)
+        runner = LocalRunner(home.runtime)
+        await runner.prepare()
+        policy, clock = settings.policy(), SystemClock()
+        yield Silo(
+            name=settings.silo,
+            policy=policy,
+            policy_digest=policy.digest(),
+            home=home,
+            budget=budget,
+            egress=egress,
+            state=PrivateState(home.state),
+            runner=runner,
+            store=store,
+            voice=Voice(settings.silo, bus, clock, egress),
+            clock=clock,
+            heartbeat=settings.heartbeat,
+            stalled_after=settings.stalled_after or 2 * settings.heartbeat,
+            keep_rounds=settings.keep_rounds,
+        )
+
+
+async def run(config: Path) -> None:
+    """Runs the agent until it is told to stop. Raises SettingsError, HomeInUse, EgressBroken."""
+    settings = load_yaml(config, SiloSettings)
+    configure(f"agent {settings.silo}")
+    hide_from_others()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    bus, store = open_bus(settings.bus), open_store(settings.store)
+    try:
+        async with opened(settings, bus, store) as silo:
+            await Agent(silo, bus).run(stop)
+    finally:
+        await bus.close()
+        await store.close()
+
+
+def hide_from_others() -> None:
+    """On Linux, keeps other processes of the same user, trainers among them, from reading this one's environment."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE

@@ -1,0 +1,102 @@
+"""Running a round again from its directory, for its owner's eyes: nothing is published, committed or charged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from messages.errors import SilobusError
+from messages.schemas import Payload, Purpose, RoundAnnounced, Transfer
+from messages.weights import read_layout
+from silo_agent.home import Home, TryDirectory
+from silo_agent.result import Allowed, Unsound, Withheld, examine
+from silo_agent.runners.local import LocalRunner
+from silo_agent.runners.port import Failed, Job
+from silo_agent.settings import SiloSettings
+
+
+async def rerun(settings: SiloSettings, run: str, round_number: int) -> tuple[bool, list[str]]:
+    """Whether it went well, and what to tell. Raises SilobusError when there is nothing to run."""
+    directory = Home(settings.home).round(run, round_number)
+    asked_file = directory.input / "round.json"
+    if not asked_file.is_file():
+        raise SilobusError(f"{directory.path} has no input any more; `silobus-agent rounds` lists what is there.")
+    asked = json.loads(await asyncio.to_thread(asked_file.read_bytes))
+    name = str(asked["task"])
+    if name not in settings.tasks:
+        raise SilobusError(f"the task {name} is not in the silo's file any more.")
+    task = settings.tasks[name]
+    attempt = TryDirectory(directory.path / "rerun")
+    await asyncio.to_thread(attempt.start)
+    job = Job(
+        run=run,
+        round=round_number,
+        name=name,
+        task=task.model_copy(update={"mode": "per-round"}),
+        input=directory.input,
+        output=attempt.output,
+        log=attempt.log,
+        version=None,
+    )
+    outcome = await run_alone(job)
+    where = [f"output: {attempt.output}", f"printed: {attempt.log}"]
+    if isinstance(outcome, Failed):
+        return False, [f"failed: {outcome.category}", *where]
+    weights = directory.input / "weights.safetensors"
+    received = await asyncio.to_thread(read_layout, weights) if weights.is_file() else None
+    found = await asyncio.to_thread(examine, attempt, announcement_of(asked), received, task.outbound)
+    match found:
+        case Allowed():
+            return True, [*what_would_leave(found), *where]
+        case Withheld(reason, notes):
+            return False, [f"would be declined: {reason}", *notes, *where]
+        case Unsound(category, notes):
+            return False, [f"failed: {category}", *notes, *where]
+
+
+async def run_alone(job: Job) -> object:
+    """Runs a job with runtime files of its own, apart from those of an agent that may be running."""
+    runtime = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="silobus-"))
+    runner = LocalRunner(runtime)
+    try:
+        await runner.prepare()
+        return await runner.run(job)
+    finally:
+        await runner.close()
+        await asyncio.to_thread(shutil.rmtree, runtime, ignore_errors=True)
+
+
+def announcement_of(asked: dict[str, object]) -> RoundAnnounced:
+    """An announcement that asks for what a `round.json` says, as far as judging its result needs it."""
+    weights = asked["weights"]
+    payloads = {}
+    if isinstance(weights, dict):
+        payloads = {"weights": Payload(sha256=weights["sha256"], bytes=weights["bytes"], layout="0" * 64)}
+    return RoundAnnounced.model_validate(
+        {
+            "experiment": asked["experiment"],
+            "run": asked["run"],
+            "round": asked["round"],
+            "purpose": Purpose(str(asked["purpose"])),
+            "announcement": 1,
+            "task": asked["task"],
+            "payloads": payloads,
+            "transfer": Transfer.model_validate(asked["transfer"]),
+            "silos": 1,
+            "quorum": 1,
+            "deadline": "2000-01-01T00:00:00Z",
+        }
+    )
+
+
+def what_would_leave(found: Allowed) -> list[str]:
+    """A result as it would leave, for a person."""
+    lines = []
+    if found.update is not None:
+        lines.append(f"update: {len(found.update.layout.tensors)} tensors, {found.update.bytes} bytes")
+    lines.append(f"samples: {found.samples}, steps: {found.steps}, seconds: {found.seconds}")
+    lines += [f"metric {m.name} ({m.phase}): {m.model_dump_json(exclude={'name', 'phase'})}" for m in found.metrics]
+    return [*lines, *(f"stays here: {note}" for note in found.notes)]
