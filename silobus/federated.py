@@ -17,6 +17,7 @@ from typing import Any
 from silobus.files import TensorFile, Written, make_names_durable, sha256_of, write_json
 from silobus.metrics import Metric
 from silobus.round import Round, Told
+from silobus.share import checked
 from silobus.state import Origins, read_state, restore, structure_of, write_state
 from silobus.tensors import kind_of
 from silobus.weights import copy_private, divide, load, write_private, write_update
@@ -68,7 +69,7 @@ class FederatedRound(Round):
             _clear(target)
 
     def _load(self, model: Any, share: tuple[str, ...]) -> None:
-        self._share = (share, tuple(self._asked["share"]))
+        self._share = (share, checked(self._asked["share"], whose="round.json"))
         mine = divide(model, *self._share)
         if self._received is None:
             if self._origins and self._origins.used:

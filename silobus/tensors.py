@@ -63,8 +63,8 @@ class _Torch:
         return _code(str(tensor.dtype).removeprefix("torch."))
 
     def identity(self, tensor: Any) -> Hashable:
-        if not tensor.numel():
-            return id(tensor)
+        if str(tensor.layout) != "torch.strided" or tensor.device.type == "meta" or not tensor.numel():
+            return id(tensor)  # it has no memory, or not one piece of it
         return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
     def raw(self, tensor: Any, code: str) -> Any:

@@ -18,6 +18,17 @@ def _nobody_elses_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def alone() -> Callable[..., None]:
+    """Runs a loop body as a script that nobody started for a round."""
+
+    def alone(body: Callable[[silobus.Round], object], **kwargs: Any) -> None:
+        for rnd in silobus.rounds(**kwargs):
+            body(rnd)
+
+    return alone
+
+
+@pytest.fixture
 def given(tmp_path: Path) -> Callable[..., RoundByHand]:
     """Makes a round's directories; see `make_round`."""
     numbers = count(1)
