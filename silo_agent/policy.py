@@ -33,8 +33,8 @@ class Rule(BaseModel):
 class Range(Rule):
     """A number between two others, which may be equal to them."""
 
-    min: float
-    max: float
+    min: int | float
+    max: int | float
 
     def allows(self, value: Scalar) -> bool:
         """Whether it is a number (true and false are none) and inside."""

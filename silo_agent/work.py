@@ -287,14 +287,12 @@ class RoundWork:
             await self._say(message)
         elif isinstance(ended, Failed):
             await self._say(TrainingFailed(run=run, round=number, category=ended.category, tries=ended.tries))
-        if isinstance(ended, Published):
-            if self._announced.purpose is Purpose.EVALUATE:
-                await self._silo.runner.end(run)
-        elif self._ran:
-            await self._silo.runner.end(run)  # what it has in memory was never committed
         word = {"how": type(ended).__name__.lower(), "why": _why(ended)}
         _log.info("round.ended", run=run, round=number, **word)
         await asyncio.to_thread(self._clear_away, {**word, "task": self._announced.task, "notes": list(self._notes)})
+        over = self._announced.purpose is Purpose.EVALUATE
+        if self._ran and (over or not isinstance(ended, Published)):
+            await self._silo.runner.end(run)  # nothing more will be asked of it, or its memory was never committed
 
     async def _say(self, message: RoundDeclined | TrainingFailed) -> None:
         say = functools.partial(self._silo.voice.say, message, run=self._announced.run, asked=self._announced)
