@@ -1,4 +1,4 @@
-"""A federation in memory for scenarios: the real orchestrator, model silos, and faults wherever a call leaves a process.
+"""A federation in memory for scenarios: the real orchestrator, model silos, and faults at every call of a process.
 
 What outlives a process (broker, blobs) is the world's. A process can die before or after any of its calls; from then on
 none of its calls does anything. Model silos add a known constant to the weights, so that every sum can be checked.
@@ -7,11 +7,12 @@ none of its calls does anything. Model silos add a known constant to the weights
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import random
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -385,10 +386,8 @@ class ModelSilo:
         if asked.purpose is not Purpose.EVALUATE:
             data = save({"w": np.full(4, np.nan, np.float32) if spoilt else await self._train(asked)})
             sha256 = hashlib.sha256(data).hexdigest()
-            try:
+            with contextlib.suppress(AlreadyExists):
                 await store.create(container, names.weights_blob(asked.run, asked.round, sha256), data)
-            except AlreadyExists:
-                pass
             payloads["weights"] = Payload(
                 sha256=sha256, bytes=len(data), form=asked.transfer.form, layout=parse_layout(data, len(data)).digest
             )
@@ -441,8 +440,3 @@ class ModelSilo:
         subject = str(type(message).model_fields["kind"].default)
         outgoing = Outgoing(body=encode(message), message_id=f"{self.name}-{next(self._sent)}", subject=subject)
         await self.world.bus.send(names.from_silo(self.name), outgoing)
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a scenario in a loop of its own."""
-    asyncio.run(test())
