@@ -12,13 +12,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import dead_letters, queues
-from orchestrator.cli.demo import demo
-from orchestrator.cli.experiments import cancel, pause, resume, start
-from orchestrator.cli.maintenance import orchestrator, reconcile, schema
-from orchestrator.cli.status import model, status
-from orchestrator.cli.up import up
-from orchestrator.cli.watch import watch
+from orchestrator.cli import dead_letters, demo, experiments, maintenance, queues, status, up, watch
 
 app = typer.Typer(
     name="silobus",
@@ -28,7 +22,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is a bug of ours, and local variables may hold secrets
     rich_markup_mode=None,
 )
-for function in (up, demo, start, status, watch, cancel, pause, resume, model, orchestrator, reconcile, schema):
+for function in (
+    up.up,
+    demo.demo,
+    experiments.start,
+    status.status,
+    watch.watch,
+    status.model,
+    experiments.cancel,
+    experiments.pause,
+    experiments.resume,
+    maintenance.orchestrator,
+    maintenance.reconcile,
+    maintenance.schema,
+):
     app.command()(function)
 app.add_typer(queues.app, name="queues")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from messages.schemas import json_schema
-from orchestrator.cli.federation import Config, Dir, settings_file
+from orchestrator.app import reconcile as reconcile_all
+from orchestrator.cli.federation import Config, Dir, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "messages.json"
@@ -23,6 +24,13 @@ def orchestrator(directory: Dir = None, config: Config = None) -> None:
     chosen = settings_file(directory, config)
     arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen)]
     os.execv(sys.executable, arguments)  # noqa: S606  (this process becomes the orchestrator: signals reach it)
+
+
+@command
+async def reconcile(directory: Dir = None, config: Config = None) -> None:
+    """Has everything that live experiments wait for sent again, from their state alone."""
+    await reconcile_all(settings(directory, config))
+    say("Sent again what every live experiment needs.")
 
 
 @command
