@@ -60,7 +60,7 @@ class Scanner:
         self._ahead: Iterator[TensorSpec] = iter(())
         self._tensor: TensorSpec | None = None
         self._left = 0
-        self._split = b""
+        self._partial = bytearray()
         self._norm = 0.0
         self._not_finite: str | None = None
 
@@ -105,29 +105,25 @@ class Scanner:
         self._left = self._tensor.end - self._tensor.begin if self._tensor else 0
 
     def _take_numbers(self, spec: TensorSpec, part: memoryview) -> None:
+        """Measures in blocks counted from the tensor's start, so that the norm does not depend on the pieces."""
         if spec.dtype not in FLOATING or self._not_finite is not None:
             return
-        item = spec.itemsize
-        if self._split:  # a number whose first bytes came with the previous piece
-            missing = item - len(self._split)
-            self._split += bytes(part[:missing])
-            part = part[missing:]
-            if len(self._split) < item:
-                return
-            self._measure(spec, self._split)
-        whole = len(part) // item * item
-        self._split = bytes(part[whole:])
-        self._measure(spec, part[:whole])
+        block = _BLOCK * spec.itemsize
+        if self._partial:
+            part = _fill(self._partial, part, block)
+            if len(self._partial) == block or not self._left:
+                self._measure(spec, self._partial)
+                self._partial = bytearray()
+        whole = len(part) // block * block if self._left else len(part)
+        for start in range(0, whole, block):
+            self._measure(spec, part[start : min(start + block, whole)])
+        self._partial += part[whole:]
 
-    def _measure(self, spec: TensorSpec, data: bytes | memoryview) -> None:
-        numbers = np.frombuffer(data, dtype=DTYPES[spec.dtype])
-        for start in range(0, len(numbers), _BLOCK):
-            block = numbers[start : start + _BLOCK].astype(np.float64)
-            norm = _norm(block)
-            if norm is None:
-                self._not_finite = spec.name
-                self._split = b""
-                return
+    def _measure(self, spec: TensorSpec, data: bytearray | memoryview) -> None:
+        norm = _norm(np.frombuffer(data, dtype=DTYPES[spec.dtype]).astype(np.float64))
+        if norm is None:
+            self._not_finite = self._not_finite or spec.name
+        else:
             self._norm = math.hypot(self._norm, norm)
 
 

@@ -65,11 +65,15 @@ class AzureBlobStore:
     async def read(self, container: str, name: str, *, limit: int = 4 << 20) -> Document:
         blob = self._blob(container, name)
         with _in_our_words(f"{container}/{name}"):
-            download = await blob.download_blob(offset=0, length=limit + 1, max_concurrency=1)
-            properties = download.properties
-            if properties.size > limit:
-                raise Poison("too-large", f"{container}/{name} has {properties.size} bytes; {limit} is the most.")
-            return Document(await download.readall(), str(properties.etag))
+            try:
+                download = await blob.download_blob(offset=0, length=limit + 1, max_concurrency=1)
+            except HttpResponseError as error:
+                if error.status_code != 416:
+                    raise
+                return Document(b"", str((await blob.get_blob_properties()).etag))  # an empty blob has no ranges
+            if download.size > limit:
+                raise Poison("too-large", f"{container}/{name} has more than {limit} bytes, which is the most.")
+            return Document(await download.readall(), str(download.properties.etag))
 
     async def write(self, container: str, name: str, data: bytes, *, if_match: str | None) -> str:
         blob = self._blob(container, name)

@@ -124,8 +124,8 @@ class _Files:
     def delete(self, container: str, name: str) -> None:
         path = self._path(container, name)
         Versions(path).delete()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
+        if path.is_file():
+            path.unlink(missing_ok=True)
             sync(path.parent)
 
     def _path(self, container: str, name: str) -> Path:

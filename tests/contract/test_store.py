@@ -191,7 +191,7 @@ async def test_a_file_becomes_a_blob_and_a_blob_a_file(place: tuple[Store, str],
     await store.create(container, "a.bin", tmp_path / "source")
     await store.fetch(container, "a.bin", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == content
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["source", "target"]
+    assert sorted(set(os.listdir(tmp_path)) - {"store"}) == ["source", "target"]
 
 
 async def test_a_large_blob_is_created_once(place: tuple[Store, str], tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class BlobServer:
         return web.Response(
             content_type="application/xml",
             text=f'<?xml version="1.0" encoding="utf-8"?><EnumerationResults ServiceEndpoint="{self.url}" '
-            f'ContainerName="{name}"><Blobs>{rows}</Blobs><NextMarker>{"".join(after)}</NextMarker>'
+            f'ContainerName="{name}"><Prefix>{prefix}</Prefix><Blobs>{rows}</Blobs><NextMarker>{"".join(after)}</NextMarker>'
             "</EnumerationResults>",
         )
 
