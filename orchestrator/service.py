@@ -17,6 +17,7 @@ from messages.consumer import Consumer, Handler, OnPoison
 from messages.errors import Poison, Stale
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
+from messages.retry import retry_transient
 from messages.schemas import (
     AggregateRound,
     CancelExperiment,
@@ -83,8 +84,7 @@ class Orchestrator:
         self._weights, self._attendance = weights, attendance
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Takes up every live experiment, then receives from every queue until `stop` is set."""
-        await self.reconcile()
+        """Receives from every queue until `stop` is set, and takes up every live experiment meanwhile."""
         consumers = [
             self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison),
             self._consumer(names.WORK, self.on_work, self.on_work_poison),
@@ -95,13 +95,23 @@ class Orchestrator:
         ]
         _log.info("orchestrator.ready", silos=list(self._silos))
         async with asyncio.TaskGroup() as group:
-            for consumer in consumers:
-                group.create_task(consumer.run(stop))
+            reconciling = group.create_task(self.reconcile())
+            async with asyncio.TaskGroup() as receiving:
+                for consumer in consumers:
+                    receiving.create_task(consumer.run(stop))
+            reconciling.cancel()
         _log.info("orchestrator.stopped")
 
     async def reconcile(self) -> None:
-        """Has every live run's messages sent again, from its state alone. The queues may be lost."""
-        await self._experiments.reconcile_all()
+        """Has every live run's messages sent again, from its state alone: the queues may be lost.
+
+        Waits for as long as the bus or the store is away. One experiment that cannot be read does not hold up others.
+        """
+        for experiment in await retry_transient(self._documents.experiments, clock=self._clock):
+            try:
+                await retry_transient(partial(self._experiments.reconcile, experiment), clock=self._clock)
+            except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
+                _log.exception("experiment.not-reconciled", experiment=experiment)
 
     # --- operators -----------------------------------------------------------------------------------------------
 

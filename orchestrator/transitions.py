@@ -71,11 +71,6 @@ class Experiments:
             if isinstance(_state(loaded), Collecting | Aggregating | Paused):
                 await self._moved(experiment, _with_reconciled_effects, None)
 
-    async def reconcile_all(self) -> None:
-        """`reconcile` for every experiment there is."""
-        for experiment in await self._documents.experiments():
-            await self.reconcile(experiment)
-
     async def _moved(
         self, experiment: str, move: Callable[[State | None], tuple[State, Effects]], run: str | None
     ) -> State:

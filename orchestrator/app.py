@@ -1,0 +1,69 @@
+"""Wiring: settings in, a running orchestrator out. The only place of this package that picks adapters."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from messages import log
+from messages.ports import Bus, Clock, Store
+from messages.settings import SettingsError
+from messages.transport.clock import SystemClock
+from messages.transport.connect import open_bus, open_store
+from orchestrator.blobs import Weights
+from orchestrator.outbox import Performer
+from orchestrator.presence import Attendance
+from orchestrator.service import Orchestrator
+from orchestrator.settings import OrchestratorSettings, load
+from orchestrator.store import Documents
+from orchestrator.transitions import Experiments
+
+
+def build(settings: OrchestratorSettings, *, bus: Bus, store: Store, clock: Clock) -> Orchestrator:
+    """An orchestrator over these adapters. Nothing is sent or read yet."""
+    documents = Documents(store)
+    return Orchestrator(
+        bus=bus,
+        clock=clock,
+        silos=settings.silos,
+        documents=documents,
+        experiments=Experiments(documents, Performer(bus, documents), clock),
+        weights=Weights(store, settings.scratch, memory_budget=settings.memory_mb << 20),
+        attendance=Attendance(documents, clock),
+    )
+
+
+async def serve(settings: OrchestratorSettings) -> None:
+    """Runs until SIGTERM or SIGINT; messages in hand are finished, or given back."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(settings.store)
+        stack.push_async_callback(store.close)
+        bus = open_bus(settings.bus)
+        stack.push_async_callback(bus.close)
+        await build(settings, bus=bus, store=store, clock=SystemClock()).run(stop)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m orchestrator --config FILE`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="orchestrator", description="Announces rounds and aggregates what silos send."
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in YAML")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load(options.config)
+        log.configure("orchestrator", level=settings.log_level)
+        asyncio.run(serve(settings))
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # for the person who started it
+        return 2
+    return 0
