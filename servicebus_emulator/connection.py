@@ -61,6 +61,8 @@ class Connection(asyncio.Protocol):
         self._sessions: dict[int, Session] = {}
         self._past_channels: set[int] = set()
         self._heard_at = self._loop.time()
+        self._outgoing = bytearray()
+        self._writable = True
         self._timers: list[asyncio.TimerHandle] = []
 
     # ------------------------------------------------------------------------------------------- the socket
@@ -88,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._reader.feed(data)
         try:
             self._consume()
+            self._ease_off()
         except Fault as fault:
             self._fail(fault)
         except DecodeError as error:
@@ -110,8 +113,32 @@ class Connection(asyncio.Protocol):
                 self._on_frame(frame)
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        """What is written in one turn of the loop leaves in one piece."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing += data
+
+    def _flush(self) -> None:
+        if self._outgoing and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(bytes(self._outgoing))
+        self._outgoing.clear()
+
+    def pause_writing(self) -> None:
+        """The peer reads too slowly: no more messages are locked for it."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        for session in list(self._sessions.values()):
+            session.resume()
+
+    def _ease_off(self) -> None:
+        """The disk is behind: read no more from this peer until it has caught up."""
+        transport = self._transport
+        if transport is None or self._closing or not self._places.is_congested():
+            return
+        transport.pause_reading()
+        self._places.after_commit(lambda: None if transport.is_closing() else transport.resume_reading())
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         self._timers = [timer for timer in self._timers if timer.when() > self._loop.time()]
@@ -207,6 +234,7 @@ class Connection(asyncio.Protocol):
             begin,
             self._places,
             lambda performative, payload: self._send(channel, performative, payload),
+            lambda: self._writable,
             min(peer_limit, MAX_FRAME_SIZE),
         )
         self._send(
@@ -286,5 +314,6 @@ class Connection(asyncio.Protocol):
 
     def _hang_up(self) -> None:
         self._closing = True
+        self._flush()
         if self._transport is not None:
             self._transport.close()

@@ -24,6 +24,7 @@ class GroupCommit:
         self._loop = asyncio.get_running_loop()
         self._last_id = store.last_id()
         self._failed = False
+        self.backlog = 0  # bytes of messages that wait to be written
         self._in_flight = False
         self._flush_is_due = False
         self._waiting: list[Callable[[], None]] = []  # for the changes collected now
@@ -49,6 +50,7 @@ class GroupCommit:
         self._saved[message.id] = (queue, message)
         if is_new:
             self._new[message.id] = message
+            self.backlog += len(message.payload)
         self._flush_soon()
 
     def delete(self, queue: int, message: Message) -> None:
@@ -105,6 +107,7 @@ class GroupCommit:
             return
         self._flush_is_due = False
         self._in_flight = True
+        self.backlog = 0
         self._committing, self._waiting = self._waiting, []
         self._batches.put(
             Batch(

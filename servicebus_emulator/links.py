@@ -23,6 +23,7 @@ CREDIT = 1000
 class Carrier(Protocol):
     """What a link needs of its session."""
 
+    def is_ready(self) -> bool: ...
     def grant(self, handle: int, delivery_count: int, credit: int) -> None: ...
     def report_drained(self, handle: int, delivery_count: int) -> None: ...
     def acknowledge(self, delivery_id: int, state: Described) -> None: ...
@@ -189,7 +190,12 @@ class QueueOutlet(SendingLink):
         self._dead = dead
 
     def is_hungry(self) -> bool:
-        return self.attached and self.credit > 0
+        """Has credit, and what is sent would leave at once: a message is not locked to wait in a buffer."""
+        return self.attached and self.credit > 0 and self.session.is_ready()
+
+    def detached(self) -> None:
+        super().detached()
+        self._live.forget(self, dead=self._dead)
 
     def on_credit(self) -> None:
         self._live.feed(self, dead=self._dead)

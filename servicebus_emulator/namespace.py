@@ -19,6 +19,7 @@ from servicebus_emulator.message import Arrival
 from servicebus_emulator.store import Store
 
 T = TypeVar("T")
+MOST_AT_ONCE = 200  # deliveries before other clients get a turn
 LONGEST_SLEEP = 60.0  # the wall clock may jump; a deadline is looked at again at least this often
 
 
@@ -50,6 +51,7 @@ class LiveQueue:
         self.clock = clock
         self._wake_at = wake_at
         self._hungry: dict[bool, deque[Consumer]] = {False: deque(), True: deque()}
+        self._resumption: asyncio.Handle | None = None
 
     @property
     def name(self) -> str:
@@ -73,9 +75,20 @@ class LiveQueue:
         self.deliver()
         self._wake_at(self.queue.next_deadline())
 
+    def forget(self, consumer: Consumer, *, dead: bool) -> None:
+        """The consumer is gone for good."""
+        if consumer in self._hungry[dead]:
+            self._hungry[dead].remove(consumer)
+
     def deliver(self) -> None:
+        """Give what is free to who is hungry, in turn."""
+        budget = MOST_AT_ONCE
         for dead, line in self._hungry.items():
             while line and self.queue.has_available(dead=dead):
+                if not budget:
+                    self._deliver_soon()
+                    return
+                budget -= 1
                 consumer = line.popleft()
                 if not consumer.is_hungry():
                     continue
@@ -88,6 +101,15 @@ class LiveQueue:
                 if message is None:
                     break
                 consumer.deliver(message)
+
+    def _deliver_soon(self) -> None:
+        def resume() -> None:
+            self._resumption = None
+            self.deliver()
+            self._wake_at(self.queue.next_deadline())
+
+        if self._resumption is None:
+            self._resumption = asyncio.get_running_loop().call_soon(resume)
 
 
 class Namespace:

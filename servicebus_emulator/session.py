@@ -34,9 +34,12 @@ RECEIVER = True
 
 
 class Places(Protocol):
-    """Makes the link that an attach asks for, or raises LinkFault."""
+    """Makes the link that an attach asks for, or raises LinkFault; knows how far the disk is behind."""
 
     max_message_size: int
+
+    def is_congested(self) -> bool: ...
+    def after_commit(self, act: Callable[[], None]) -> None: ...
 
     def sending_link(self, session: "Session", attach: Attach, address: str | None) -> SendingLink: ...
     def receiving_link(self, session: "Session", attach: Attach, address: str | None) -> ReceivingLink: ...
@@ -48,10 +51,12 @@ class Session:
         begin: Begin,
         places: Places,
         send: Callable[[Performative, bytes], None],
+        is_writable: Callable[[], bool],
         max_frame_size: int,
     ) -> None:
         self._places = places
         self._send_frame = send
+        self._is_writable = is_writable
         self._max_frame_size = max_frame_size
         self._next_incoming_id = begin.next_outgoing_id
         self._incoming_window = INCOMING_WINDOW
@@ -179,6 +184,7 @@ class Session:
         if self._remote_window > 0x7FFFFFFF:
             self._remote_window = 0
         self._flush()
+        self.resume()
         if flow.handle is not None and flow.handle not in self._detaching:
             self._link(flow.handle).on_flow(flow)
         elif flow.handle is None and flow.echo:
@@ -276,6 +282,16 @@ class Session:
         )
         self._outbox.extend(split_transfer(transfer, payload, self._max_frame_size))
         self._flush()
+
+    def is_ready(self) -> bool:
+        return not self.ended and not self._outbox and self._remote_window > 0 and self._is_writable()
+
+    def resume(self) -> None:
+        """The way is free again: links that have credit ask for messages."""
+        if self.is_ready():
+            for link in list(self._links.values()):
+                if isinstance(link, SendingLink) and link.credit:
+                    link.on_credit()
 
     def _flush(self) -> None:
         while self._outbox and self._remote_window > 0 and not self.ended:

@@ -99,7 +99,7 @@ class Store:
             elif version != VERSION:
                 raise StoreError(f"{directory} was written by another version of this program ({version})")
             self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise StoreError(f"{directory} cannot be opened (is it in use?): {error}") from error
 
     def close(self) -> None:

@@ -258,13 +258,13 @@ async def test_queue_names_ignore_case(start: Start) -> None:
 async def test_receive_and_delete_leaves_nothing(start: Start) -> None:
     emulator = start()
     mode = ServiceBusReceiveMode.RECEIVE_AND_DELETE
-    async with connected(emulator, receive_mode=mode) as (sender, receiver):
+    async with opened(emulator, receive_mode=mode) as (sender, receiver):
         await sender.send_messages([ServiceBusMessage("a"), ServiceBusMessage("b")])
         found = await receiver.receive_messages(max_message_count=2, max_wait_time=PATIENTLY)
         assert [body(message) for message in found] == ["a", "b"]
     emulator.kill()
     emulator.start()
-    async with connected(emulator) as (_, receiver):
+    async with opened(emulator) as (_, receiver):
         await receive_nothing(receiver)
 
 
@@ -280,7 +280,7 @@ async def test_a_waiting_receiver_is_served_at_once(start: Start) -> None:
 
 async def test_only_what_was_asked_for_is_locked(start: Start) -> None:
     emulator = start()
-    async with connected(emulator) as (sender, first), connected(emulator) as (_, second):
+    async with opened(emulator) as (sender, first), opened(emulator) as (_, second):
         await sender.send_messages([ServiceBusMessage(text) for text in "abc"])
         assert body(await receive_one(first)) == "a"
         assert await bodies(second, 2) == ["b", "c"]
@@ -291,13 +291,13 @@ async def test_every_message_goes_to_one_of_many_receivers(start: Start) -> None
     expected = [f"m{number}" for number in range(200)]
 
     async def drain(found: list[str]) -> None:
-        async with connected(emulator, prefetch_count=5) as (_, receiver):
-            while messages := await receiver.receive_messages(max_message_count=10, max_wait_time=1.5):
+        async with opened(emulator, prefetch_count=5) as (_, receiver):
+            while messages := await receiver.receive_messages(max_message_count=10, max_wait_time=0.7):
                 for message in messages:
                     found.append(body(message))
                     await receiver.complete_message(message)
 
-    async with connected(emulator) as (sender, _):
+    async with opened(emulator) as (sender, _):
         await sender.send_messages([ServiceBusMessage(text) for text in expected])
     shares: list[list[str]] = [[], [], []]
     await asyncio.gather(*(drain(share) for share in shares))
@@ -397,7 +397,7 @@ async def test_settling_over_the_management_link_works_after_the_link_is_gone(st
         while len(held) < 3:
             for message in await receiver.receive_messages(max_message_count=3, max_wait_time=PATIENTLY):
                 held[body(message)] = message.lock_token
-    async with connected(emulator) as (sender, receiver):
+    async with opened(emulator) as (sender, receiver):
         await receiver._settle_message_via_mgmt_link("completed", [held["complete"]])
         await receiver._settle_message_via_mgmt_link("abandoned", [held["abandon"]])
         details = {"deadletter-reason": "why", "deadletter-description": "because"}
@@ -417,7 +417,7 @@ async def test_settling_over_the_management_link_works_after_the_link_is_gone(st
 
 async def test_an_expired_lock_redelivers_and_the_late_settlement_fails(start: Start) -> None:
     emulator = start(LockDuration="PT1S")
-    async with connected(emulator) as (sender, receiver):
+    async with opened(emulator) as (sender, receiver):
         await sender.send_messages(ServiceBusMessage("slow"))
         late = await receive_one(receiver)
         again = await receive_one(receiver)
@@ -433,7 +433,7 @@ async def test_an_expired_lock_redelivers_and_the_late_settlement_fails(start: S
 
 async def test_a_renewed_lock_outlives_its_duration(start: Start) -> None:
     emulator = start(LockDuration="PT1S")
-    async with connected(emulator) as (sender, receiver), connected(emulator) as (_, other):
+    async with opened(emulator) as (sender, receiver), opened(emulator) as (_, other):
         await sender.send_messages(ServiceBusMessage("long"))
         message = await receive_one(receiver)
         until = message.locked_until_utc
@@ -463,14 +463,14 @@ async def test_a_lock_outlives_its_connection_until_it_expires(start: Start) -> 
 
 async def test_locks_and_delivery_counts_survive_a_kill(start: Start) -> None:
     emulator = start(LockDuration="PT3S")
-    async with connected(emulator) as (sender, receiver):
+    async with opened(emulator) as (sender, receiver):
         await sender.send_messages([ServiceBusMessage("a"), ServiceBusMessage("b")])
         await receiver.abandon_message(await receive_one(receiver))
         held = await receive_one(receiver)
         assert body(held) == "a"
         emulator.kill()
     emulator.start()
-    async with connected(emulator) as (_, receiver):
+    async with opened(emulator) as (_, receiver):
         assert body(await receive_one(receiver)) == "b"
         await receiver._settle_message_via_mgmt_link("abandoned", [held.lock_token])
         again = await receive_one(receiver)
@@ -482,7 +482,7 @@ async def test_messages_on_their_way_when_a_receiver_closes_are_free_at_once(sta
     async with connected(emulator, prefetch_count=20) as (sender, receiver):
         await sender.send_messages([ServiceBusMessage(f"{number}") for number in range(20)])
         await receiver.complete_message(await receive_one(receiver))
-    async with connected(emulator) as (_, receiver):
+    async with opened(emulator) as (_, receiver):
         assert len(await bodies(receiver, 19)) == 19
 
 
@@ -538,14 +538,14 @@ async def test_a_cancelled_schedule_never_comes(start: Start) -> None:
 
 async def test_schedules_survive_a_kill_even_when_they_come_due_meanwhile(start: Start) -> None:
     emulator = start()
-    async with connected(emulator) as (sender, _):
+    async with opened(emulator) as (sender, _):
         now = datetime.now(UTC)
         await sender.schedule_messages(ServiceBusMessage("soon"), now + timedelta(seconds=0.5))
         await sender.schedule_messages(ServiceBusMessage("later"), now + timedelta(seconds=2))
     emulator.kill()
     await asyncio.sleep(0.6)
     emulator.start()
-    async with connected(emulator) as (_, receiver):
+    async with opened(emulator) as (_, receiver):
         assert await bodies(receiver, 1) == ["soon"]
         assert await bodies(receiver, 1) == ["later"]
         assert datetime.now(UTC) >= now + timedelta(seconds=2)
@@ -556,12 +556,12 @@ async def test_schedules_survive_a_kill_even_when_they_come_due_meanwhile(start:
 
 async def test_a_duplicate_is_dropped_silently_even_after_a_kill(start: Start) -> None:
     emulator = start(RequiresDuplicateDetection=True)
-    async with connected(emulator) as (sender, receiver):
+    async with opened(emulator) as (sender, receiver):
         await sender.send_messages(ServiceBusMessage("first", message_id="same"))
         assert await bodies(receiver, 1) == ["first"]
     emulator.kill()
     emulator.start()
-    async with connected(emulator) as (sender, receiver):
+    async with opened(emulator) as (sender, receiver):
         await sender.send_messages(ServiceBusMessage("second", message_id="same"))
         await sender.send_messages([ServiceBusMessage("third", message_id=key) for key in ("same", "other")])
         assert await bodies(receiver, 1) == ["third"]
@@ -620,7 +620,7 @@ async def test_a_kill_under_load_loses_and_repeats_nothing_acknowledged(start: S
                 uncertain.difference_update(batch)
 
     async def receive_for_a_while(stop: asyncio.Event, maybe_completed: set[str]) -> None:
-        async with connected(emulator) as (_, receiver):
+        async with opened(emulator) as (_, receiver):
             while not stop.is_set():
                 for message in await receiver.receive_messages(max_message_count=5, max_wait_time=1):
                     maybe_completed.add(body(message))
@@ -642,7 +642,7 @@ async def test_a_kill_under_load_loses_and_repeats_nothing_acknowledged(start: S
         await asyncio.gather(*clients, return_exceptions=True)
         emulator.start()
 
-    async with connected(emulator) as (_, receiver):
+    async with opened(emulator) as (_, receiver):
         left: Counter[str] = Counter()
         numbers: list[int] = []
         first = 1
@@ -664,7 +664,7 @@ async def test_sequence_numbers_go_on_after_a_kill_with_nothing_left(start: Star
     emulator = start()
     numbers = []
     for _ in range(3):
-        async with connected(emulator) as (sender, receiver):
+        async with opened(emulator) as (sender, receiver):
             await sender.send_messages(ServiceBusMessage("x"))
             message = await receive_one(receiver)
             numbers.append(message.sequence_number)
@@ -676,10 +676,10 @@ async def test_sequence_numbers_go_on_after_a_kill_with_nothing_left(start: Star
 
 async def test_new_settings_take_effect_and_messages_stay(tmp_path: Path) -> None:
     with EmulatorProcess(tmp_path, ["q"]) as emulator:
-        async with connected(emulator) as (sender, _):
+        async with opened(emulator) as (sender, _):
             await sender.send_messages(ServiceBusMessage("kept"))
     with EmulatorProcess(tmp_path, ["q", "another"], MaxDeliveryCount=1) as emulator:
-        async with connected(emulator) as (sender, receiver):
+        async with opened(emulator) as (sender, receiver):
             message = await receive_one(receiver)
             assert body(message) == "kept"
             await receiver.abandon_message(message)
