@@ -5,6 +5,7 @@ The Azure SDK is imported here when, and only when, settings ask for it: it take
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, assert_never
 
 from messages.ports import Bus, Store
@@ -67,22 +68,26 @@ def open_store(settings: StoreSettings) -> Store:
 
 
 def open_credential(name: Credential) -> AsyncTokenCredential:
-    """The way to prove who this process is to Azure."""
+    """The way to prove who this process is to Azure. Raises SettingsError when this machine does not offer it."""
     from azure.identity import aio
 
-    match name:
-        case "managed-identity":
-            return aio.ManagedIdentityCredential()
-        case "workload-identity":
-            return aio.WorkloadIdentityCredential()
-        case "azure-cli":
-            return aio.AzureCliCredential()
-        case "environment":
-            return aio.EnvironmentCredential()
-        case "default":
-            return aio.DefaultAzureCredential()
-        case _:
-            assert_never(name)
+    try:
+        match name:
+            case "managed-identity":
+                return aio.ManagedIdentityCredential(client_id=os.environ.get("AZURE_CLIENT_ID"))
+            case "workload-identity":
+                return aio.WorkloadIdentityCredential()
+            case "azure-cli":
+                return aio.AzureCliCredential()
+            case "environment":
+                return aio.EnvironmentCredential()
+            case "default":
+                return aio.DefaultAzureCredential()
+            case _:
+                assert_never(name)
+    except ValueError:
+        needed = "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE"
+        raise SettingsError(f"credential: {name} is not set up for this process; it needs {needed}") from None
 
 
 def _proxy(settings: BusSettings) -> dict[str, str | int] | None:

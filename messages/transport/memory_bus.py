@@ -18,6 +18,7 @@ from typing import Literal, final
 from messages import names
 from messages.errors import LockLost, NotFound, Poison
 from messages.ports import Bus, Clock, Delivery, Outgoing
+from messages.transport.dead_letters import fitting
 
 Faults = Callable[[Literal["before", "after"], str, str], None]
 """Called with when, operation and queue. Raising `before`: it did not happen; `after`: it did, its answer was lost."""
@@ -142,7 +143,7 @@ class MemoryBroker:
 
     def dead_letter(self, delivery: Delivery, reason: str, description: str) -> None:
         """Moves a locked message to the queue's dead letters."""
-        self._bury(*self._locked(delivery), reason, description)
+        self._bury(*self._locked(delivery), reason, fitting(description))
 
     def peek(self, queue: str, count: int, from_sequence_number: int) -> list[Delivery]:
         """Messages in order of their sequence numbers, whatever their state; locks nothing."""

@@ -27,6 +27,7 @@ from azure.servicebus.amqp import AmqpMessageBodyType
 from messages import names
 from messages.errors import Forbidden, LockLost, NotFound, Poison, SilobusError, Transient
 from messages.ports import Bus, Delivery, Outgoing
+from messages.transport.dead_letters import fitting
 from messages.transport.servicebus_links import ReceiverLink, SenderLink, trust_the_broker
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
 _FORGET_AFTER: Final = 3600.0
-_LONGEST_DESCRIPTION: Final = 4000
-"""Characters; Service Bus takes 4096 bytes of a dead letter's description."""
 
 
 @final
@@ -94,9 +93,7 @@ class ServiceBus(Bus):
             await link.perform(lambda sdk: sdk.abandon_message(message))
 
     async def dead_letter(self, delivery: Delivery, *, reason: str, description: str) -> None:
-        text = (
-            description if len(description) <= _LONGEST_DESCRIPTION else description[: _LONGEST_DESCRIPTION - 1] + "…"
-        )
+        text = fitting(description)
         async with self._settling("dead-letter", delivery) as (link, message):
             await link.perform(lambda sdk: sdk.dead_letter_message(message, reason=reason, error_description=text))
 
