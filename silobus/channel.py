@@ -30,7 +30,7 @@ class Channel:
         except OSError as error:
             _leave(f"no agent listens on {path}: {error}")
         # Workers that a data loader forks must not hold the connection open after this process has died.
-        os.register_at_fork(after_in_child=self._socket.close)
+        os.register_at_fork(after_in_child=lambda: os.close(self._socket.detach()))
         threading.Thread(target=self._watch, name="silobus-agent-watch", daemon=True).start()
 
     def rounds(self, *, rank: int, world_size: int) -> Iterator[tuple[Path, Path]]:

@@ -419,6 +419,25 @@ def test_a_job_for_one_round_says_nothing_on_the_socket(tmp_path: Path, agent: A
     assert made.report["metrics"]
 
 
+def test_a_worker_that_a_dead_script_has_forked_does_not_keep_the_connection(
+    tmp_path: Path, agent: Agent, given: Given
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time, silobus\nfor rnd in silobus.rounds():\n"
+        "    if os.fork() == 0:\n        time.sleep(5)\n        os._exit(0)\n"
+        "    os._exit(9)\n"
+    )
+    process = agent.start([sys.executable, str(script)])
+    agent.accept()
+    agent.hear()
+    agent.ask(given("evaluate", weights=WEIGHTS))
+    assert process.wait(PATIENCE) == 9
+    connection, _ = agent._connections[0]
+    connection.settimeout(2.0)
+    assert connection.recv(1) == b""
+
+
 def test_a_script_whose_agent_is_gone_already_does_not_start(stuck: list[str], agent: Agent) -> None:
     agent._listener.close()
     assert agent.start(stuck).wait(PATIENCE) == 75

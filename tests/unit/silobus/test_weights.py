@@ -245,6 +245,19 @@ def test_a_delta_is_taken_in_float32_and_only_then_narrowed(given: Given, run: R
     assert run(made, body).update["w"].item() == 0.25
 
 
+def test_a_delta_of_narrow_weights_is_taken_in_float32_too(given: Given, run: Run) -> None:
+    received = {"w": torch.tensor([1.0078125], dtype=torch.bfloat16)}
+
+    def body(rnd: silobus.Round) -> None:
+        model = {"w": torch.zeros(1, dtype=torch.bfloat16)}
+        rnd.load(model)
+        model["w"].fill_(300.0)
+        rnd.submit(model, samples=1, steps=1)
+
+    made = given(weights=received, transfer={"form": "delta", "dtype": "float32"})
+    assert run(made, body).update["w"].item() == 298.9921875
+
+
 def test_a_delta_of_float64_is_not_taken_in_less(given: Given, run: Run) -> None:
     received = {"w": torch.tensor([1e9], dtype=torch.float64)}
     made = given(weights=received, transfer={"form": "delta", "dtype": None})
