@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 MAX_DEPTH = 32
-MAX_ZERO_WIDTH_ITEMS = 4096
+MAX_ZERO_WIDTH_ITEMS = 16  # they take no bytes, so a count alone could fill the memory
 
 
 class DecodeError(Exception):
