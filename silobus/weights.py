@@ -113,7 +113,7 @@ def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | 
                 model.fill(tensor, _read(tensor, source))
                 break
             if isinstance(source, dict) and tensor.names[0] in source:
-                model.fill(tensor, source[tensor.names[0]])
+                model.fill(tensor, tensor.kind.copy(source[tensor.names[0]]))  # the source is needed again
                 break
 
 
