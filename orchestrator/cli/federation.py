@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from messages.transport.connect import open_bus, open_store
 
 from messages import names
 from messages.ports import Bus, Store
 from messages.settings import load_yaml
+from messages.transport.connect import open_bus, open_store
 from orchestrator.cli.folder import CONNECTION, Folder, read_card
 from orchestrator.cli.terminal import Complaint
 from orchestrator.settings import OrchestratorSettings

@@ -16,11 +16,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from messages.transport.connect import open_store
-
 from messages import names
 from messages.ports import Store
 from messages.settings import StoreSettings
+from messages.transport.connect import open_store
 from orchestrator.cli.folder import (
     CONNECTION,
     Card,

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from messages.schemas import json_schema
-from orchestrator.app import reconcile as reconcile_all
-from orchestrator.cli.federation import Config, Dir, settings, settings_file
+from messages.transport.clock import SystemClock
+from orchestrator.cli.federation import Config, Dir, reach, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "messages.json"
@@ -29,7 +29,11 @@ def orchestrator(directory: Dir = None, config: Config = None) -> None:
 @command
 async def reconcile(directory: Dir = None, config: Config = None) -> None:
     """Has everything that live experiments wait for sent again, from their state alone."""
-    await reconcile_all(settings(directory, config))
+    from orchestrator.app import build
+
+    chosen = settings(directory, config)
+    async with reach(directory, config) as federation:
+        await build(chosen, bus=federation.bus, store=federation.store, clock=SystemClock()).reconcile()
     say("Sent again what every live experiment needs.")
 
 

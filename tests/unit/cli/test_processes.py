@@ -1,0 +1,123 @@
+"""Children stay up until they are stopped, and nothing of them stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import processes
+from orchestrator.cli.processes import Command, Processes
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+
+
+def command(tmp_path: Path, code: str, name: str = "child") -> Command:
+    return Command(name, [sys.executable, "-c", code], tmp_path / "logs" / f"{name}.log")
+
+
+async def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came true"
+        await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path(f"/proc/{pid}/stat").exists() or " Z " not in Path(f"/proc/{pid}/stat").read_text()
+
+
+async def test_output_goes_to_a_log_of_its_own(tmp_path: Path) -> None:
+    children = Processes()
+    await children.start(command(tmp_path, SLEEPER))
+    await eventually((lambda: (tmp_path / "logs/child.log").read_text() == "up\n"))
+    await children.stop()
+
+
+async def test_one_that_is_killed_is_started_again_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    children = Processes(said.append)
+    await children.start(command(tmp_path, SLEEPER))
+    first = children.ids()["child"]
+
+    os.kill(first, signal.SIGKILL)
+    await eventually(lambda: children.ids()["child"] != first)
+
+    assert is_alive(children.ids()["child"])
+    assert "SIGKILL" in said[0]
+    await children.stop()
+
+
+async def test_one_that_keeps_dying_is_started_more_and_more_slowly(tmp_path: Path) -> None:
+    children = Processes()
+    await children.start(command(tmp_path, "print('up')"))
+    await eventually(lambda: (tmp_path / "logs/child.log").read_text().count("up") >= 3)
+    before = (tmp_path / "logs/child.log").read_text().count("up")
+
+    await asyncio.sleep(0.3)
+
+    assert (tmp_path / "logs/child.log").read_text().count("up") <= before + 1
+    await children.stop()
+
+
+async def test_stopping_leaves_no_process(tmp_path: Path) -> None:
+    children = Processes()
+    for name in ("one", "two"):
+        await children.start(command(tmp_path, SLEEPER, name))
+    pids = list(children.ids().values())
+
+    await children.stop()
+
+    assert not any(is_alive(pid) for pid in pids)
+    assert children.ids() == {}
+
+
+async def test_one_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    children = Processes()
+    await children.start(command(tmp_path, STUBBORN))
+    await eventually(
+        lambda: (tmp_path / "logs/child.log").exists() and "up" in (tmp_path / "logs/child.log").read_text()
+    )
+    pid = children.ids()["child"]
+
+    await children.stop()
+
+    assert not is_alive(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+async def test_children_of_a_killed_parent_end(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, pathlib, sys
+from orchestrator.cli.processes import Command, Processes
+async def main():
+    children = Processes()
+    await children.start(Command("child", [sys.executable, "-c", {SLEEPER!r}], pathlib.Path({str(tmp_path)!r}, "child.log")))
+    print(children.ids()["child"], flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+
+    parent.kill()
+    parent.wait()
+
+    await eventually(lambda: not is_alive(child))

@@ -1,0 +1,75 @@
+"""`silobus queues` counts by peeking: what it looks at stays where it is."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from messages import names
+from orchestrator.cli.queues import PAGE
+from tests.unit.cli.conftest import SILOS, Federation
+
+
+def test_it_counts_active_scheduled_and_dead_letters(silobus: Federation) -> None:
+    for n in range(PAGE + 3):
+        silobus.send("work", "{}", f"a{n}")
+    silobus.send("work", "{}", "later", scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    silobus.bury("experiments", "{}", "dead")
+
+    rows = {row["queue"]: row for row in json.loads(silobus("queues", "--json").stdout)}
+
+    assert list(rows) == names.queues(list(SILOS))
+    assert {k: rows["work"][k] for k in ("active", "scheduled", "dead_lettered")} == {
+        "active": PAGE + 3,
+        "scheduled": 1,
+        "dead_lettered": 0,
+    }
+    assert rows["work"]["oldest_active"] is not None
+    assert rows["experiments"]["dead_lettered"] == 1
+    assert rows["to-north"]["active"] == 0
+
+
+def test_looking_counts_as_no_delivery(silobus: Federation) -> None:
+    silobus.send("work", "{}", "a")
+
+    silobus("queues")
+    silobus("queues", "peek", "work")
+
+    [delivery] = silobus.broker.peek("work", 10, 0)
+    assert delivery.delivery_count == 0
+    assert silobus.broker.take("work") is not None
+
+
+def test_the_table_has_a_row_for_each_queue(silobus: Federation) -> None:
+    result = silobus("queues")
+
+    assert result.exit_code == 0
+    assert all(queue in result.stdout for queue in names.queues(list(SILOS)))
+
+
+def test_peek_shows_bodies_in_order_from_a_sequence_number(silobus: Federation) -> None:
+    for n in range(4):
+        silobus.send("work", f'{{"n": {n}}}', f"m{n}", correlation_id="exp_00000000")
+    second = silobus.broker.peek("work", 10, 0)[1].sequence_number
+
+    rows = json.loads(silobus("queues", "peek", "work", "-n", 2, "--from", second, "--json").stdout)
+
+    assert [row["body"] for row in rows] == [{"n": 1}, {"n": 2}]
+    assert rows[0]["message_id"] == "m1"
+    assert rows[0]["correlation_id"] == "exp_00000000"
+
+
+def test_peek_shows_what_is_not_json_as_it_is(silobus: Federation) -> None:
+    silobus.send("work", "not json", "m")
+
+    [row] = json.loads(silobus("queues", "peek", "work", "--json").stdout)
+    assert row["body"] == "not json"
+    assert "not json" in silobus("queues", "peek", "work").stdout
+
+
+def test_an_unknown_queue_is_said_with_those_there_are(silobus: Federation) -> None:
+    result = silobus("queues", "peek", "to-nowhere")
+
+    assert result.exit_code == 1
+    assert "to-nowhere" in result.stderr
+    assert "to-north" in result.stderr

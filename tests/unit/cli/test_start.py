@@ -1,0 +1,153 @@
+"""`silobus start` sends what any queue tool could have posted, and nothing that is not right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from messages import names, schemas
+from orchestrator import cli
+from tests.unit.cli.conftest import Federation, run
+
+TEN_LINES = {"kind": "start-experiment", "experiment": "bc-1", "task": "breast-cancer", "rounds": 5}
+
+TRAINER = """
+import sys
+import numpy as np
+import silobus
+model = {"w": np.arange(4, dtype=np.float32)}
+for rnd in silobus.rounds():
+    model["w"] *= rnd.params.get("factor", 1)
+    rnd.load(model)
+"""
+
+
+@pytest.fixture
+def message(tmp_path: Path) -> Path:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | {"quorum": {"minimum": 2}}))
+    return path
+
+
+def test_it_posts_what_the_file_says_and_no_defaults(silobus: Federation, message: Path) -> None:
+    result = silobus("start", message)
+
+    assert result.exit_code == 0
+    [body] = silobus.bodies(names.EXPERIMENTS)
+    assert json.loads(body) == TEN_LINES | {"quorum": {"minimum": 2}}
+    assert "silobus watch bc-1" in result.stdout
+
+
+def test_the_same_file_started_again_is_another_message(silobus: Federation, message: Path) -> None:
+    silobus("start", message)
+    silobus("start", message)
+
+    first, second = silobus.ids(names.EXPERIMENTS)
+    assert first != second
+
+
+def test_print_shows_the_message_and_needs_no_federation(message: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["start", str(message), "--print", "--dir", "/nowhere"])
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["experiment"] == "bc-1"
+
+
+def test_yaml_is_as_good_and_its_small_numbers_are_numbers(silobus: Federation, tmp_path: Path) -> None:
+    path = tmp_path / "start.yaml"
+    path.write_text("experiment: bc-1\ntask: t\nrounds: 2\nhyperparameters: {lr: 1e-3, decay: {by_round: {1: 5E-1}}}\n")
+
+    assert silobus("start", path).exit_code == 0
+
+    [body] = silobus.bodies(names.EXPERIMENTS)
+    said = schemas.decode(body.encode(), schemas.StartExperiment)
+    assert said.hyperparameters["lr"] == 0.001
+    assert said.hyperparameters["decay"] == schemas.Schedule(by_round={1: 0.5})
+
+
+def test_it_reads_standard_input(silobus: Federation) -> None:
+    assert silobus("start", "-", stdin=json.dumps(TEN_LINES)).exit_code == 0
+
+    assert len(silobus.bodies(names.EXPERIMENTS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"experiment": "bc-1", "task": "t", "rounds": 5, "qorum": {}}', "qorum"),
+        ('{"experiment": "Bad Name", "task": "t", "rounds": 5}', "experiment"),
+        ('{"experiment": "bc-1", "task": "t"}', "rounds"),
+        ('{"experiment": "bc-1", "task": "t", "rounds": 5', "line 1"),
+        ("just words", "needs at least experiment, task and rounds"),
+        ('{"experiment": "bc-1", "task": "t", "rounds": .inf}', "JSON cannot"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_sent(silobus: Federation, tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "start.yaml"
+    path.write_text(text)
+
+    result = silobus("start", path)
+
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert str(path) in result.stderr
+    assert silobus.bodies(names.EXPERIMENTS) == []
+
+
+def test_a_missing_file_is_said_plainly(silobus: Federation) -> None:
+    result = silobus("start", "/no/such/file")
+
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "/no/such/file cannot be read: No such file or directory."
+
+
+def test_a_missing_federation_is_said_with_what_to_do(tmp_path: Path, message: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["start", str(message), "--dir", str(tmp_path / "empty")])
+
+    assert result.exit_code == 1
+    assert "silobus up" in result.stderr
+
+
+def test_init_uploads_the_model_as_the_script_first_makes_it(
+    silobus: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    script = tmp_path / "train.py"
+    script.write_text(TRAINER)
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | {"hyperparameters": {"factor": {"by_round": {"1": 3, "4": 5}}}}))
+
+    assert silobus("start", path, "--init", script).exit_code == 0
+
+    [body] = silobus.bodies(names.EXPERIMENTS)
+    digest = json.loads(body)["initial"]["sha256"]
+    read = run(silobus.store.read(names.INITIAL, names.initial_blob(digest)))
+    from safetensors.numpy import load
+
+    assert load(read.data)["w"].tolist() == [0, 3, 6, 9]
+
+
+def test_a_script_that_fails_is_shown_and_nothing_is_sent(silobus: Federation, message: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("print('before'); raise SystemExit('no such module')")
+
+    result = silobus("start", message, "--init", script)
+
+    assert result.exit_code == 1
+    assert "before" in result.stderr
+    assert "no such module" in result.stderr
+    assert silobus.bodies(names.EXPERIMENTS) == []
+
+
+def test_a_script_that_never_loads_a_model_is_told_so(silobus: Federation, message: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("pass")
+
+    result = silobus("start", message, "--init", script)
+
+    assert result.exit_code == 1
+    assert "rnd.load(model)" in result.stderr
