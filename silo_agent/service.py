@@ -29,6 +29,7 @@ from messages.schemas import (
     SiloHello,
     decode,
 )
+from silo_agent.rounds import Failed
 from silo_agent.silo import Silo
 from silo_agent.work import RoundWork, measured
 
@@ -73,24 +74,30 @@ class Agent:
     async def handle(self, delivery: Delivery) -> None:
         """Returns when the message needs no more work here."""
         message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
-        key = (message.run, message.round)
         if isinstance(message, RoundClosed):
             await self._close(message)
-            return
-        going_on = key in self._works
-        if not going_on:
-            work = RoundWork(self._silo, message)
-            task = asyncio.create_task(self._work(work, message), name=f"round {message.round} of {message.run}")
-            self._works[key] = (work, task)
-            task.add_done_callback(lambda _: self._works.pop(key, None))
-        _, task = self._works[key]
-        await asyncio.wait((task,))  # and not `await task`: losing this delivery must not end the work
-        if task.cancelled():
-            await asyncio.Event().wait()  # the agent is stopping; its consumer gives the message back
-        if (fault := task.exception()) is not None:
-            raise fault
-        if going_on:
+        elif not await self._take_part(message):
             raise Duplicate("the round was being worked on")
+
+    async def _take_part(self, announced: RoundAnnounced) -> bool:
+        """Works on the round until it has ended here; False: joined work that was going on."""
+        key = (announced.run, announced.round)
+        while True:
+            joined = key in self._works
+            if not joined:
+                work = RoundWork(self._silo, announced)
+                task = asyncio.create_task(self._work(work), name=f"round {announced.round} of {announced.run}")
+                self._works[key] = (work, task)
+                task.add_done_callback(lambda _: self._works.pop(key, None))
+            work, task = self._works[key]
+            await asyncio.wait((task,))  # and not `await task`: losing this delivery must not end the work
+            if task.cancelled():
+                await asyncio.Event().wait()  # the agent is stopping; its consumer gives the message back
+            if (fault := task.exception()) is not None:
+                raise fault
+            if not (isinstance(work.phase, Failed) and work.about < (*key, announced.announcement)):
+                return not joined
+            # What failed was for an earlier announcement. This one is answered by tries of its own.
 
     async def reject(self, delivery: Delivery, poison: Poison) -> None:
         """Tells the run about a message that can never succeed, as far as it says which run that is."""
@@ -101,15 +108,15 @@ class Agent:
         run, number = about
         await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
 
-    async def _work(self, work: RoundWork, announced: RoundAnnounced) -> None:
+    async def _work(self, work: RoundWork) -> None:
         try:
             await work.run()
         except Exception as bug:  # noqa: BLE001  # whatever it is, its text may tell what must not leave
             name = f"{self._silo.clock.now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
             story = "".join(traceback.format_exception(bug))
             await asyncio.to_thread(self._silo.home.write_fault, name, story)
-            kind = type(bug).__name__
-            _log.error("agent.fault", run=announced.run, round=announced.round, error=kind, look=f"faults/{name}.txt")
+            kind, (run, number, _) = type(bug).__name__, work.about
+            _log.error("agent.fault", run=run, round=number, error=kind, look=f"faults/{name}.txt")
             raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None
 
     async def _close(self, closed: RoundClosed) -> None:

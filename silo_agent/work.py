@@ -79,6 +79,11 @@ class RoundWork:
         self._ran = False
         self.phase: Phase = Announced()
 
+    @property
+    def about(self) -> tuple[str, int, int]:
+        """Run, round, and the number of the announcement that is being answered."""
+        return self._announced.run, self._announced.round, self._announced.announcement
+
     def close(self) -> None:
         """Nobody waits for this round any more: training stops, unless its result is just being published."""
         self._closed.set()
@@ -286,7 +291,11 @@ class RoundWork:
             message = RoundDeclined(run=run, round=number, reason=ended.reason)
             await self._say(message)
         elif isinstance(ended, Failed):
-            await self._say(TrainingFailed(run=run, round=number, category=ended.category, tries=ended.tries))
+            asked = self._announced.announcement
+            failure = TrainingFailed(
+                run=run, round=number, category=ended.category, tries=ended.tries, announcement=asked
+            )
+            await self._say(failure)
         word = {"how": type(ended).__name__.lower(), "why": _why(ended)}
         _log.info("round.ended", run=run, round=number, **word)
         await asyncio.to_thread(self._clear_away, {**word, "task": self._announced.task, "notes": list(self._notes)})

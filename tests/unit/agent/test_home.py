@@ -1,0 +1,79 @@
+"""The silo's directory: one agent at a time, and old rounds make room."""
+
+from pathlib import Path
+
+import pytest
+
+from messages.schemas import FailureCategory
+from silo_agent.home import Home, HomeInUse, RoundDirectory
+
+RUN, OTHER = "a_00000000", "b_00000000"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+def made(directory: RoundDirectory, *, ended: bool) -> None:
+    directory.attempt(1).start()
+    if ended:
+        directory.mark_ended({"how": "published"})
+
+
+def test_a_second_agent_is_turned_away_until_the_first_has_left(home: Home) -> None:
+    home.take()
+    second = Home(home.path)
+    with pytest.raises(HomeInUse):
+        second.take()
+    home.leave()
+    second.take()
+
+
+def test_nobody_else_may_look_into_it(home: Home) -> None:
+    home.take()
+    assert home.path.stat().st_mode & 0o077 == 0
+
+
+def test_the_last_rounds_to_have_ended_are_kept(home: Home) -> None:
+    home.take()
+    for number in range(1, 6):
+        made(home.round(RUN, number), ended=True)
+        home.forget_ended(3)
+    assert [number for _, number, _ in home.rounds()] == [3, 4, 5]
+
+
+def test_a_round_that_is_going_on_is_kept_however_old(home: Home) -> None:
+    home.take()
+    made(home.round(OTHER, 1), ended=False)
+    for number in range(1, 5):
+        made(home.round(RUN, number), ended=True)
+    home.forget_ended(1)
+    assert [(run, number) for run, number, _ in home.rounds()] == [(RUN, 4), (OTHER, 1)]
+
+
+def test_a_round_left_unfinished_goes_when_its_run_has_come_further(home: Home) -> None:
+    home.take()
+    made(home.round(RUN, 1), ended=False)
+    made(home.round(RUN, 2), ended=False)
+    home.forget_ended(0)
+    assert [number for _, number, _ in home.rounds()] == [2]
+
+
+def test_a_failure_counts_for_its_own_announcement_only(home: Home) -> None:
+    attempt = home.round(RUN, 1).attempt(1)
+    attempt.start()
+    assert not attempt.has_failed
+    attempt.mark_failed(FailureCategory.TIMEOUT, announcement=1)
+    assert attempt.failure(1) is FailureCategory.TIMEOUT
+    assert attempt.failure(2) is None
+    assert attempt.has_failed
+
+
+def test_a_new_start_of_a_try_finds_nothing_of_the_old(home: Home) -> None:
+    attempt = home.round(RUN, 1).attempt(1)
+    attempt.start()
+    (attempt.output / "report.json").write_text("{}")
+    assert attempt.has_report
+    attempt.start()
+    assert not attempt.has_report

@@ -1,0 +1,71 @@
+"""Private state: versions that come to be whole, once per round, and are what a try starts from."""
+
+from pathlib import Path
+
+import pytest
+
+from silo_agent.private_state import PrivateState
+
+RUN = "a_00000000"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> PrivateState:
+    return PrivateState(tmp_path / "state")
+
+
+def written(path: Path, text: str) -> Path:
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "moments").write_text(text)
+    return path
+
+
+def content(state: PrivateState, version: int | None, target: Path) -> str | None:
+    state.copy(RUN, version, target)
+    file = target / "deep" / "moments"
+    return file.read_text() if file.exists() else None
+
+
+def test_the_first_round_starts_from_nothing(state: PrivateState, tmp_path: Path) -> None:
+    assert state.version(RUN, before=1) is None
+    assert content(state, None, tmp_path / "in") is None
+    assert (tmp_path / "in").is_dir()
+
+
+def test_a_round_starts_from_what_the_last_one_before_it_committed(state: PrivateState, tmp_path: Path) -> None:
+    state.commit(RUN, 1, written(tmp_path / "one", "1"))
+    state.commit(RUN, 3, written(tmp_path / "three", "3"))
+    assert [state.version(RUN, before=n) for n in (1, 2, 3, 4)] == [None, 1, 1, 3]
+    assert content(state, 3, tmp_path / "in") == "3"
+    assert state.version("b_00000000", before=9) is None
+
+
+def test_a_round_commits_once(state: PrivateState, tmp_path: Path) -> None:
+    state.commit(RUN, 1, written(tmp_path / "one", "first"))
+    state.commit(RUN, 1, written(tmp_path / "two", "second"))
+    assert content(state, 1, tmp_path / "in") == "first"
+
+
+def test_a_round_that_wrote_none_keeps_the_old(state: PrivateState, tmp_path: Path) -> None:
+    state.commit(RUN, 1, written(tmp_path / "one", "1"))
+    state.commit(RUN, 2, tmp_path / "nothing")
+    assert state.version(RUN, before=3) == 1
+
+
+def test_what_a_try_does_to_its_copy_changes_no_version(state: PrivateState, tmp_path: Path) -> None:
+    state.commit(RUN, 1, written(tmp_path / "one", "1"))
+    state.copy(RUN, 1, tmp_path / "in")
+    (tmp_path / "in" / "deep" / "moments").write_text("spoilt")
+    assert content(state, 1, tmp_path / "again") == "1"
+
+
+def test_a_link_in_place_of_the_directory_is_not_state(state: PrivateState, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(written(tmp_path / "elsewhere", "x"))
+    state.commit(RUN, 1, tmp_path / "out")
+    assert state.version(RUN, before=2) is None
+
+
+def test_two_versions_are_kept(state: PrivateState, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        state.commit(RUN, number, written(tmp_path / str(number), str(number)))
+    assert sorted(path.name for path in (tmp_path / "state" / RUN).iterdir()) == ["00002", "00003"]

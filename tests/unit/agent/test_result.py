@@ -1,0 +1,156 @@
+"""What a script wrote, judged: no file of it is trusted."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from messages.schemas import DeclineReason, FailureCategory, MeanMetric, Purpose
+from messages.weights import Layout, parse_layout
+from silo_agent.home import TryDirectory
+from silo_agent.policy import Outbound
+from silo_agent.result import Allowed, Unsound, Withheld, examine
+from tests.unit.agent.making import announced, safetensors
+
+RULES = Outbound.model_validate(
+    {"tensors": ["w"], "dtypes": ["float32"], "max_bytes": 1000, "metrics": {"loss": {}}, "min_samples": 1}
+)
+UPDATE = safetensors({"w": [1.0, 2.0]})
+RECEIVED: Layout = parse_layout(UPDATE, len(UPDATE))
+LOSS = {"name": "loss", "phase": "received", "kind": "mean", "count": 5, "value": 0.5}
+
+
+class Try:
+    def __init__(self, path: Path) -> None:
+        self.directory = TryDirectory(path)
+        self.directory.start()
+        self.write()
+
+    def write(self, file: bytes | None = UPDATE, /, **changes: Any) -> None:
+        if file is not None:
+            (self.directory.output / "update.safetensors").write_bytes(file)
+        told = file and {"sha256": hashlib.sha256(file).hexdigest(), "bytes": len(file)}
+        report = {"schema_version": 1, "samples": 30, "steps": 3, "update": told, "metrics": [LOSS], **changes}
+        self.report.write_text(json.dumps(report))
+
+    @property
+    def report(self) -> Path:
+        return self.directory.output / "report.json"
+
+    def judged(self, received: Layout | None = RECEIVED, **asked: Any) -> Allowed | Withheld | Unsound:
+        return examine(self.directory, announced(**asked), received, RULES)
+
+    def category(self, **asked: Any) -> FailureCategory | None:
+        found = self.judged(**asked)
+        return found.category if isinstance(found, Unsound) else None
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> Try:
+    return Try(tmp_path / "1")
+
+
+def test_a_sound_result_is_allowed_with_its_numbers(tried: Try) -> None:
+    found = tried.judged()
+    assert isinstance(found, Allowed)
+    assert found.update is not None
+    assert found.update.sha256 == hashlib.sha256(UPDATE).hexdigest()
+    assert (found.samples, found.steps) == (30, 3)
+    assert found.metrics == (MeanMetric.model_validate(LOSS),)
+
+
+def test_without_a_report_there_is_no_result(tried: Try) -> None:
+    tried.report.unlink()
+    assert tried.category() is FailureCategory.NO_REPORT
+
+
+@pytest.mark.parametrize(
+    "report", ["", "[]", "{}", '{"schema_version": 2}', "NaN", '{"schema_version": 1, "samples": -1}']
+)
+def test_a_report_that_is_none(tried: Try, report: str) -> None:
+    tried.report.write_text(report)
+    assert tried.category() is FailureCategory.REPORT_INVALID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": -1},
+        {"samples": None},
+        {"metrics": [{**LOSS, "value": None}]},
+        {"metrics": [{**LOSS, "name": "a b"}]},
+        {"metrics": [LOSS] * 201},
+        {"update": {"sha256": "x", "bytes": 1}},
+        {"update": None},
+    ],
+)
+def test_a_report_with_wrong_fields(tried: Try, changes: dict[str, Any]) -> None:
+    tried.write(**changes)
+    assert tried.category() is FailureCategory.REPORT_INVALID
+
+
+def test_a_report_that_is_a_link_is_not_read(tried: Try, tmp_path: Path) -> None:
+    tried.report.rename(tmp_path / "elsewhere.json")
+    tried.report.symlink_to(tmp_path / "elsewhere.json")
+    assert tried.category() is FailureCategory.REPORT_INVALID
+
+
+def test_an_update_that_is_a_link_is_not_read(tried: Try, tmp_path: Path) -> None:
+    update = tried.directory.output / "update.safetensors"
+    update.rename(tmp_path / "elsewhere")
+    update.symlink_to(tmp_path / "elsewhere")
+    assert tried.category() is FailureCategory.UPDATE_INVALID
+
+
+def test_an_update_that_is_not_there_or_not_the_one_reported(tried: Try) -> None:
+    update = tried.directory.output / "update.safetensors"
+    update.write_bytes(safetensors({"w": [1.0, 3.0]}))
+    assert tried.category() is FailureCategory.UPDATE_INVALID
+    update.unlink()
+    assert tried.category() is FailureCategory.UPDATE_INVALID
+
+
+@pytest.mark.parametrize("tensors", [{"w": [1.0]}, {"v": [1.0, 2.0]}, {"w": [1.0, 2.0], "v": [1.0]}, {}])
+def test_an_update_laid_out_otherwise_than_what_was_received(tried: Try, tensors: dict[str, list[float]]) -> None:
+    tried.write(safetensors(tensors))
+    assert tried.category() is FailureCategory.UPDATE_INVALID
+
+
+def test_an_update_that_was_not_converted_as_asked(tried: Try) -> None:
+    assert tried.category(transfer={"dtype": "float16"}) is FailureCategory.UPDATE_INVALID
+
+
+def test_an_update_that_is_not_finite(tried: Try) -> None:
+    tried.write(safetensors({"w": [1.0, float("nan")]}))
+    assert tried.category() is FailureCategory.UPDATE_NOT_FINITE
+
+
+def test_metadata_says_anything_and_may_not_leave(tried: Try) -> None:
+    tried.write(safetensors({"w": [1.0, 2.0]}, metadata={"patient": "Jane"}))
+    found = tried.judged()
+    assert isinstance(found, Withheld)
+    assert found.reason is DeclineReason.OUTBOUND_FORBIDDEN
+
+
+def test_outbound_rules_hold_for_what_is_initialised_too(tried: Try) -> None:
+    tried.write(safetensors({"secret": [1.0]}))
+    found = tried.judged(received=None, purpose=Purpose.INITIALISE)
+    assert isinstance(found, Withheld)
+
+
+def test_initialising_says_nothing_that_was_learnt_from_data(tried: Try) -> None:
+    found = tried.judged(received=None, purpose=Purpose.INITIALISE)
+    assert isinstance(found, Allowed)
+    assert (found.samples, found.steps, found.metrics) == (0, 0, ())
+
+
+def test_evaluating_gives_metrics_and_no_update(tried: Try) -> None:
+    tried.write(None, samples=0)
+    found = tried.judged(purpose=Purpose.EVALUATE)
+    assert isinstance(found, Allowed)
+    assert found.update is None
+    assert len(found.metrics) == 1
+    tried.write()
+    assert tried.category(purpose=Purpose.EVALUATE) is FailureCategory.REPORT_INVALID
