@@ -135,21 +135,15 @@ class Federation:
     ) -> None:
         if error is not None:
             sys.stderr.write(self.tails())
+        self._disconnect()
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-                process.kill() if kind else process.terminate()
+            process.kill()
         for process in self._processes.values():
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(20)
         for silo in self.silos:
             for pid in self.trainers(silo):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self._disconnect()
         shutil.rmtree(self._top, ignore_errors=True)
 
     @property
@@ -186,7 +180,7 @@ class Federation:
         """An owner's rules for one task; generous unless said otherwise."""
         own = {"ADD": str(silo.adds), "SAMPLES": str(silo.samples), "CONTROL": str(self.control(silo.name))}
         generous = {"rounds": 10_000, "quorum": 1, "silos": 1, "hyperparameters": {"delay": {"min": 0, "max": 600}}}
-        leaves = {"tensors": ["*"], "dtypes": ["float32"], "max_bytes": 1_000_000, "metrics": {"level": {}}}
+        leaves = {"tensors": ["*"], "dtypes": ["float32", "float16"], "max_bytes": 1_000_000, "metrics": {"level": {}}}
         return {
             "command": [sys.executable, script.name],
             "directory": str(script.parent),
@@ -475,7 +469,8 @@ class Federation:
 
     def tails(self, lines: int = 15) -> str:
         """The ends of all logs, for a person whose test has failed."""
-        logs = sorted((self.folder.root / "logs").glob("*.log"))
+        printed = (self.folder.root / "silos").glob("*/home/rounds/*/*/tries/*/output.txt")
+        logs = [*sorted((self.folder.root / "logs").glob("*.log")), *list(printed)[-3:]]
         return "".join(f"--- {p.name}\n" + "".join(p.open(errors="replace").readlines()[-lines:]) for p in logs)
 
 

@@ -34,7 +34,7 @@ for rnd in silobus.rounds():
         rnd.score(level=silobus.mean(level * SAMPLES, SAMPLES), unnamed=silobus.mean(level * SAMPLES, SAMPLES))
         rnd.score(ranking=silobus.roc(LABELS, SCORES, bins=2))
     if rnd.trains:
-        steps = 0
+        steps = 1
         until = time.monotonic() + float(rnd.params.get("delay", 0))
         while time.monotonic() < until or held(rnd):
             steps += 1

@@ -1,0 +1,169 @@
+"""A secret that a silo's script knows is nowhere outside the silo, whatever the script does to get it out.
+
+The secret is in the script's environment, its paths, its data's paths, its output and its private state, and it tries
+to leave in exceptions, reports, metrics, tensor names and headers. Then every byte of the federation outside the
+silo's own directory is searched: queues, dead letters, blobs, state, logs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from messages import names
+from orchestrator.experiment.state import Ended
+from tests.federation import TRAINERS, Federation, Silo
+
+pytestmark = pytest.mark.slow
+
+CANARY = "canary_c0ffee_5f3e"
+LEAKS = {
+    "stdout": "completed",
+    "exception": "failed: script-error",
+    "memory": "failed: out-of-memory",
+    "exit": "failed: script-error",
+    "tensor": "failed: script-error",
+    "report-field": "completed",
+    "report-value": "failed: report-invalid",
+    "metric-text": "failed: report-invalid",
+    "header": "declined: outbound-forbidden",
+    "tensor-in-header": "failed: update-invalid",
+    "no-report": "failed: no-report",
+    "state": "completed",
+}
+"""What a script does, and what its silo says of it."""
+LIMITS = {"hyperparameters": {"leak": {"one_of": [*LEAKS, "pipe"]}}}
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    place = tmp_path_factory.mktemp("owner") / CANARY
+    place.mkdir()
+    script = place / "train.py"
+    script.write_bytes((TRAINERS / "leaky.py").read_bytes())
+    data = place / "patients.csv"
+    data.write_text(CANARY)
+    task = {
+        "script": script,
+        "mode": "per-round",
+        "data": {"train": str(data)},
+        "environment": {"CANARY": CANARY, "TOKEN": f"{CANARY}-token"},
+        "tries": 1,
+        "limits": LIMITS,
+        "outbound": {"min_samples": 1},
+    }
+    tasks = {
+        "leaky": task,
+        "private": task | {"environment": {"CANARY": CANARY, "SILO_MODEL": "private"}},
+        "unready": task | {"data": {"train": str(place / f"{CANARY}-not-there.csv")}},
+        "broken": task | {"command": [str(place / f"{CANARY}-no-such-command")]},
+    }
+    south = Silo("south", tasks={name: {"limits": LIMITS} for name in tasks})
+    with Federation([Silo("north", tasks=tasks), south], lock=1) as running:
+        yield running
+
+
+def outcome(federation: Federation, experiment: str, **asked: object) -> str:
+    """Runs one round in both silos, the first model being south's; how it ended for north."""
+    federation.start_experiment(
+        experiment, silos=["south", "north"], quorum={"minimum": "all", "reminders": 0}, **asked
+    )
+
+    def ended() -> Ended | None:
+        state = federation.status(experiment)
+        return state if isinstance(state, Ended) else None
+
+    state = federation.until(ended, f"{experiment} goes on")
+    return "completed" if state.outcome == "completed" else state.reason.partition("north: ")[2]
+
+
+def test_no_secret_of_a_silo_is_anywhere_outside_it(federation: Federation) -> None:
+    said = {leak: outcome(federation, leak, task="leaky", hyperparameters={"leak": leak}) for leak in LEAKS}
+    assert said == LEAKS
+    assert outcome(federation, "private", task="private") == "completed"
+    assert outcome(federation, "unready", task="unready") == "failed: data-missing"
+    assert outcome(federation, "broken", task="broken") == "failed: compute-unavailable"
+
+    everything = list(federation.shared_files())
+    found = [str(path) for path in everything if CANARY.encode() in path.read_bytes() or CANARY in str(path)]
+    assert found == []
+    assert_the_search_would_have_found_it(federation, everything)
+    assert_it_was_there_to_be_found(federation)
+
+
+def assert_the_search_would_have_found_it(federation: Federation, files: list[Path]) -> None:
+    """What did leave is seen in each of the places that were searched."""
+
+    def places(text: str) -> set[str]:
+        return {
+            path.relative_to(federation.folder.root).parts[0] for path in files if text.encode() in path.read_bytes()
+        }
+
+    assert {"bus", "store", "logs"} <= places("no-report")
+    assert {"bus", "store"} <= places("level")
+    assert {"bus", "store"} <= places("layer.bias") | {"bus"}
+
+
+def assert_it_was_there_to_be_found(federation: Federation) -> None:
+    """The silo itself has it in the output of every try, and in what the scripts kept."""
+    home = federation.folder.home("north")
+    kept = [path for path in home.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert [path for path in kept if path.name == "output.txt"]
+    assert [path for path in kept if path.is_relative_to(home / "state")]
+
+
+def test_no_message_of_a_silo_holds_its_secret(federation: Federation) -> None:
+    """Messages that were settled are gone from the queues; the silo's own log of what left still has them."""
+    outcome(federation, "logged", task="leaky", hyperparameters={"leak": "exception"})
+    lines = (federation.folder.home("north") / "egress.jsonl").read_text().splitlines()
+    messages = [json.dumps(entry["message"]) for entry in map(json.loads, lines) if "message" in entry]
+    assert any("training-failed" in message for message in messages)
+    assert not [message for message in messages if CANARY in message]
+
+
+def test_messages_waiting_in_the_queue_hold_no_secret(federation: Federation) -> None:
+    """Nobody takes them while the orchestrator is away: every message of two rounds can be looked at."""
+    with federation.held("south"):
+        federation.start_experiment("waiting", task="leaky", silos=["south", "north"], hyperparameters={"leak": "exit"})
+        federation.wait_for_round("waiting", 1)
+        federation.kill("orchestrator")
+    try:
+        waiting = federation.until(lambda: federation.peek("from-north"), "north says nothing")
+        assert [letter for letter in waiting if b"training-failed" in letter.body]
+        assert not [letter for letter in waiting if CANARY.encode() in letter.body]
+    finally:
+        federation.start("orchestrator")
+    federation.wait_for("waiting", "failed")
+
+
+def test_the_key_of_the_queue_is_in_no_file_and_in_no_scripts_environment(federation: Federation) -> None:
+    outcome(federation, "key", task="leaky", hyperparameters={"leak": "stdout"})
+    key = dict(part.split("=", 1) for part in federation.connection.split(";") if "=" in part)["SharedAccessKey"]
+    files = [path for path in federation.folder.root.rglob("*") if path.is_file()]
+    assert [path for path in files if path.name == "output.txt" and b"SILOBUS_OUTPUT" in path.read_bytes()]
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+
+
+def test_the_dead_letter_of_a_fault_in_the_agent_tells_no_secret(federation: Federation) -> None:
+    """The private state left a pipe that the next round cannot copy: the agent fails, with a path in its exception."""
+    run = federation.start_experiment(
+        "fault",
+        task="leaky",
+        rounds=2,
+        silos=["south", "north"],
+        hyperparameters={"leak": "pipe"},
+        quorum={"minimum": "all", "reminders": 0, "deadline": 120},
+    )
+    ended = federation.wait_for("fault", "failed")
+    assert "north: declined: agent-fault" in ended.reason
+    (letter,) = [letter for letter in federation.dead_letters("to-north") if run.encode() in letter.body]
+    assert letter.reason == "bug"
+    assert CANARY not in letter.description
+    faults = list((federation.folder.home("north") / "faults").iterdir())
+    assert CANARY in faults[0].read_text()
+    logs = [federation.folder.log(name).read_text() for name in ("agent-north", "orchestrator")]
+    assert all(CANARY not in log for log in logs)
+    assert names.experiment_of(run) == "fault"
