@@ -93,12 +93,8 @@ class Consumer:
 
     async def _receive_one(self) -> None:
         await self._unless_stopping(self._slots.acquire())
-        try:
-            await self._unless_stopping(self._dependencies())
-            delivery = await self._unless_stopping(self._next())
-        except BaseException:
-            self._slots.release()
-            raise
+        await self._unless_stopping(self._dependencies())
+        delivery = await self._unless_stopping(self._next())
         task = asyncio.create_task(self._take_care_of(delivery), name=f"{self._queue}: {delivery.message_id}")
         self._handling[task] = delivery
         task.add_done_callback(self._done_with)
