@@ -14,7 +14,7 @@ from typing import Final, assert_never, final
 
 from messages import names
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Poison, Stale
+from messages.errors import Poison, Stale, Transient
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
 from messages.retry import retry_transient
@@ -202,12 +202,20 @@ class Orchestrator:
         # First the rounds, then the presence: were it the other way round, a crash in between would lose them.
         if await self._attendance.is_news(silo, hello, delivery.enqueued_at):
             for experiment in await self._documents.experiments():
-                try:
-                    await self._experiments.apply(experiment, SiloAppeared(silo=silo))
-                except Stale:
-                    continue
+                await self._remind(experiment, silo)
         await self._attendance.said_hello(silo, hello, delivery.enqueued_at)
         _log.info("silo.appeared", silo=silo, instance=hello.instance, agent_version=hello.agent_version)
+
+    async def _remind(self, experiment: str, silo: str) -> None:
+        """Announces the open round, if there is one, to a silo that owes it an answer."""
+        try:
+            await self._experiments.apply(experiment, SiloAppeared(silo=silo))
+        except Stale:
+            return
+        except Transient:
+            raise
+        except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the silo is there all the same
+            _log.exception("experiment.not-announced", experiment=experiment, silo=silo)
 
     # --- our own work --------------------------------------------------------------------------------------------
 

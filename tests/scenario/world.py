@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import random
+import re
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,11 +87,16 @@ class Trouble:
         self.log: list[str] = []
         self.dead = False
         self.at: dict[int, str] = {}
+        self.next: dict[str, str] = {}
         self._yields = yields
 
     def in_calls(self, calls: int, what: str) -> None:
         """`what` happens so many calls from now: `crash-before`, `crash-after`, `refuse` or `lose-answer`."""
         self.at[self.calls + calls] = what
+
+    def at_next(self, pattern: str, what: str) -> None:
+        """`what` happens at the next call like `read experiments/…` that the pattern matches."""
+        self.next[pattern] = what
 
     def hook(self, when: Literal["before", "after"], operation: str, where: str) -> None:
         if self.dead:
@@ -98,6 +104,8 @@ class Trouble:
         if when == "before":
             self.calls += 1
             self.log.append(f"{operation} {where}")
+            for pattern in [p for p in self.next if re.search(p, self.log[-1])]:
+                self.at[self.calls] = self.next.pop(pattern)
         match (when, self.at.get(self.calls)):
             case ("before", "crash-before") | ("after", "crash-after"):
                 self.dead = True
@@ -214,7 +222,8 @@ class World:
         self.broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
         self.bus = MemoryBus(self.broker)
         self.store = Watched()
-        self._directory = tempfile.TemporaryDirectory()
+        in_memory = Path("/dev/shm")
+        self._directory = tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None)
         self.scratch = Path(self._directory.name)
         self.silos = {name: ModelSilo(self, name, constant) for name, constant in silos.items()}
         self.processes: list[Process] = []
@@ -232,7 +241,7 @@ class World:
         """Has every silo say hello, posts a start, and returns the run's id."""
         for silo in self.silos.values():
             await silo.hello()
-        await rest()
+        await self.supervised(lambda: len(self.store.named("presence/")) == len(self.silos))
         return await self.post(
             StartExperiment.model_validate({"experiment": "exp", "task": TASK, "rounds": 2, **start})
         )
@@ -260,9 +269,17 @@ class World:
         state = self.state()
         return "none" if state is None else state.phase
 
+    async def supervised(self, condition: Callable[[], bool], *, within: float = 86400.0) -> None:
+        """Lets time pass until the condition holds, starting an orchestrator whenever the last one has died."""
+        while not condition():
+            await self.clock.until(lambda: condition() or not self.processes[-1].alive, within=within)
+            if not self.processes[-1].alive:
+                await self.processes[-1].kill()
+                await self.start()
+
     async def ended(self, within: float = 86400.0) -> Ended:
         """Lets time pass until the run is over and nothing is left to be done for it."""
-        await self.clock.until(lambda: self.phase() == "ended", within=within)
+        await self.supervised(lambda: self.phase() == "ended", within=within)
         await rest()
         state = self.state()
         assert isinstance(state, Ended)
@@ -313,6 +330,10 @@ class Watched(MemoryStore):
     @property
     def blobs(self) -> dict[tuple[str, str], Any]:
         return dict(self._blobs)
+
+    def named(self, prefix: str) -> list[str]:
+        """Names of the blobs in `state` that begin so."""
+        return [name for container, name in self._blobs if container == names.STATE and name.startswith(prefix)]
 
     async def write(self, container: str, name: str, data: bytes, *, if_match: str | None) -> str:
         etag = await super().write(container, name, data, if_match=if_match)
