@@ -68,7 +68,7 @@ async def cancel(experiment: Experiment, directory: Dir = None, config: Config =
     """Ends an experiment now; its last model is kept."""
     async with reach(directory, config) as federation:
         known = await _is_known(federation, experiment)
-        await send(federation.bus, _checked(schemas.CancelExperiment, experiment))
+        await send(federation.bus, schemas.CancelExperiment(experiment=experiment))
     if known:
         say(f"Sent. `silobus status {experiment}` shows when it has ended.")
     else:
@@ -161,10 +161,9 @@ async def _send_to_known(
     config: Path | None,
 ) -> None:
     async with reach(directory, config) as federation:
-        message = _checked(kind, experiment)
         if not await _is_known(federation, experiment):
             raise Complaint(f"There is no experiment {experiment}. `silobus status` lists those there are.")
-        await send(federation.bus, message)
+        await send(federation.bus, kind(experiment=experiment))
     say(f"Sent. `silobus status {experiment}` shows what it does.")
 
 
@@ -174,15 +173,6 @@ async def _is_known(federation: Federation, experiment: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-def _checked(kind: type[Any], experiment: str) -> Any:
-    try:
-        return schemas.decode(
-            json.dumps({"kind": kind.model_fields["kind"].default, "experiment": experiment}).encode(), kind
-        )
-    except Poison as problem:
-        raise Complaint(problem.description) from None
 
 
 def _decoded(said: dict[str, Any], file: str) -> schemas.StartExperiment:

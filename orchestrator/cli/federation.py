@@ -6,6 +6,7 @@ Commands reach it through the same ports as everything else; nothing here starts
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +33,16 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", envvar="SILOBUS_CONFIG", help="A settings file like the orchestrator's, for Azure."),
 ]
-Experiment = Annotated[str, typer.Argument(help="The experiment's name.")]
+
+
+def _name(value: str | None) -> str | None:
+    if value is not None and not re.match(names.NAME_PATTERN, value):
+        raise typer.BadParameter(f"{value!r} is no name; 1 to 40 small letters, digits and inner hyphens are.")
+    return value
+
+
+Experiment = Annotated[str, typer.Argument(callback=_name, help="The experiment's name.")]
+AnyExperiment = Annotated[str | None, typer.Argument(callback=_name, help="Only this one, in detail.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import typer
 
 from messages.errors import NotFound
 from messages.ports import Store
-from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
+from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.standing import Reader, Standing
 from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
 from orchestrator.cli.wording import (
@@ -20,6 +20,7 @@ from orchestrator.cli.wording import (
     last_seen,
     latest_metrics,
     models,
+    phase_of,
     reason_of,
     round_of,
     silo_state,
@@ -32,7 +33,7 @@ CHUNK = 8 << 20
 
 @command
 async def status(
-    experiment: Annotated[str | None, typer.Argument(help="Only this one, in detail.")] = None,
+    experiment: AnyExperiment = None,
     directory: Dir = None,
     config: Config = None,
     json: Json = False,
@@ -110,7 +111,7 @@ async def _overview(federation: Federation, reader: Reader, *, json: bool) -> No
         silos = {silo: {"last_sign_of_life": last_seen(presence.get(silo))} for silo in federation.silos}
         say_json({"experiments": [as_json(standing) for standing in standings], "silos": silos})
         return
-    columns = ("experiment", "status", "round", "of", "waiting for")
+    columns = ("experiment", "status", "round", "of", "waits for, or why it ended")
     rows = [
         (
             s.experiment,
@@ -139,7 +140,7 @@ def _detail(standing: Standing) -> None:
         return
     say(f"run          {run.id}")
     say(f"task         {run.request.task}")
-    say(f"round        {round_of(standing)} of {run.request.rounds}; {standing.state.phase}")
+    say(f"round        {round_of(standing)} of {run.request.rounds}; {phase_of(standing)}")
     if waits := waiting_for(standing):
         say(f"waiting for  {waits}")
     for name, value in latest_metrics(standing).items():
@@ -149,6 +150,6 @@ def _detail(standing: Standing) -> None:
     rows = []
     for silo in run.silos:
         answer = last_answer(standing, silo)
-        told = f"round {answer['round']}, {answer['samples']} samples, {answer['seconds']:.1f} s" if answer else None
+        told = f"round {answer['round']}, {answer['seconds']:.1f} s" if answer else None
         rows.append((silo, silo_state(standing, silo), told, last_seen(standing.presence.get(silo)) or "never"))
     console().print(table(("silo", "does", "last answer", "last sign of life"), rows))

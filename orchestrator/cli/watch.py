@@ -116,7 +116,7 @@ def view(standing: Standing) -> RenderableType:
     if run is None:
         return Text(_end(standing))
     head = f"[bold]{escape(run.id)}[/bold]  {status_of(standing)}"
-    head += f"  round {min(round_of(standing) or 0, run.request.rounds)} of {run.request.rounds}"
+    head += f"  round {round_of(standing)} of {run.request.rounds}"
     parts: list[RenderableType] = [Text.from_markup(head)]
     silos = [(silo, silo_state(standing, silo), last_seen(standing.presence.get(silo))) for silo in run.silos]
     parts.append(table(("silo", "does", "last sign of life"), silos))

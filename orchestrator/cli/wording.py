@@ -39,16 +39,25 @@ def status_of(standing: Standing) -> str:
 
 
 def round_of(standing: Standing) -> int | None:
-    """The round that is open, comes next, or was the last."""
+    """The round that is open, comes next, or was the last; the one that only evaluates counts as the last training."""
     match standing.state:
-        case Collecting() | Paused() | Ended():
-            return standing.state.round
-        case Aggregating():
-            return standing.state.closed.round
+        case Collecting() | Paused() | Ended() as state:
+            return min(state.round, state.run.request.rounds)
+        case Aggregating() as state:
+            return state.closed.round
         case Tombstone():
             return None
         case _:
             assert_never(standing.state)
+
+
+def phase_of(standing: Standing) -> str:
+    """The phase, in words."""
+    match standing.state:
+        case Collecting() | Paused() as state:
+            return f"{state.phase}, to {state.purpose.value}"
+        case _:
+            return standing.state.phase
 
 
 def waiting_for(standing: Standing) -> str | None:

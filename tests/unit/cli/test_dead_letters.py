@@ -1,4 +1,4 @@
-"""`silobus dead-letters`: shown with their reasons, sent again under a new id, or thrown away; never lost on the way."""
+"""`silobus dead-letters`: shown with reasons, sent again under a new id, or thrown away; never lost on the way."""
 
 from __future__ import annotations
 

@@ -43,6 +43,6 @@ def test_cancelling_an_unknown_experiment_is_sent_since_its_start_may_still_come
 def test_a_name_that_cannot_be_is_refused(silobus: Federation) -> None:
     result = silobus("cancel", "No Such Name")
 
-    assert result.exit_code == 1
-    assert "experiment" in result.stderr
+    assert result.exit_code == 2
+    assert "is no name" in result.stderr
     assert silobus.bodies(names.EXPERIMENTS) == []

@@ -44,7 +44,7 @@ def is_alive(pid: int) -> bool:
 async def test_output_goes_to_a_log_of_its_own(tmp_path: Path) -> None:
     children = Processes()
     await children.start(command(tmp_path, SLEEPER))
-    await eventually((lambda: (tmp_path / "logs/child.log").read_text() == "up\n"))
+    await eventually(lambda: (tmp_path / "logs/child.log").read_text() == "up\n")
     await children.stop()
 
 
@@ -100,24 +100,25 @@ async def test_one_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: p
     assert not is_alive(pid)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-async def test_children_of_a_killed_parent_end(tmp_path: Path) -> None:
-    code = f"""
+PARENT = """
 import asyncio, pathlib, sys
 from orchestrator.cli.processes import Command, Processes
 async def main():
     children = Processes()
-    await children.start(Command("child", [sys.executable, "-c", {SLEEPER!r}], pathlib.Path({str(tmp_path)!r}, "child.log")))
+    await children.start(Command("child", [sys.executable, "-c", sys.argv[1]], pathlib.Path(sys.argv[2])))
     print(children.ids()["child"], flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert is_alive(child)
 
-    parent.kill()
-    parent.wait()
 
-    await eventually(lambda: not is_alive(child))
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_children_of_a_killed_parent_end(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", PARENT, SLEEPER, str(tmp_path / "child.log")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_alive(child)
+        parent.kill()
+
+    asyncio.run(eventually(lambda: not is_alive(child)))
