@@ -1,0 +1,242 @@
+"""`silobus status|watch|model`: everything is read from the store, and what is missing is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from messages import names
+from messages.schemas import DeclineReason, Payload, Purpose
+from orchestrator.cli.standing import Standing
+from orchestrator.cli.watch import Lines
+from orchestrator.cli.wording import as_json, status_of, waiting_for
+from orchestrator.experiment.metrics import PooledMetric
+from orchestrator.experiment.state import (
+    Best,
+    Collecting,
+    Declined,
+    Ended,
+    Failed,
+    Model,
+    Paused,
+    RoundOutcome,
+    RoundRecord,
+    RunOutcome,
+    State,
+    Tombstone,
+    UpdateRecord,
+)
+from orchestrator.store import Documents
+from tests.unit.cli.conftest import Federation, run
+from tests.unit.experiment.given import RUN, T0, after, at, training, update, weights
+
+ENDED = Ended(
+    run=training().run.model_copy(update={"model": Model(round=2, payload=weights("two"))}),
+    round=3,
+    outcome=RunOutcome.COMPLETED,
+    reason="All 2 rounds are done.",
+    ended_at=at(60),
+)
+
+
+def record(number: int, *, loss: float, silos: tuple[str, ...] = ("east", "north")) -> RoundRecord:
+    """A training round, 2 s long, that found this loss in the weights it was given."""
+    updates = tuple(
+        UpdateRecord(
+            silo=silo,
+            announcement=1,
+            payload=weights(silo),
+            samples=10,
+            steps=1,
+            seconds=1.5,
+            norm=1.0,
+            metrics=(),
+            at=T0,
+        )
+        for silo in silos
+    )
+    metric = PooledMetric(name="loss", phase="received", kind="mean", count=30, number=loss, silos=len(silos))
+    return RoundRecord(
+        run=RUN,
+        round=number,
+        purpose=Purpose.EVALUATE if number > 2 else Purpose.TRAIN,
+        announcements=1,
+        opened_at=at(number * 10),
+        closed_at=at(number * 10 + 1),
+        updates=updates,
+        others={"south": "did not answer"},
+        metrics=(metric,),
+        outcome=RoundOutcome.AGGREGATED,
+        over_at=at(number * 10 + 2),
+        model=weights("w"),
+    )
+
+
+def standing(state: State, *records: RoundRecord) -> Standing:
+    return Standing("exp", state, {r.round: r for r in records}, {})
+
+
+def test_a_round_waits_for_those_who_have_not_answered() -> None:
+    answers = {"north": Declined(reason=DeclineReason.BUDGET_SPENT), "east": Failed(announcement=1, reason="timeout")}
+    state = training().model_copy(update={"answers": answers})
+
+    said = as_json(standing(state))
+
+    assert said["status"] == "running"
+    assert said["phase"] == "collecting"
+    assert said["waiting_for"].startswith("updates from south (has 0, needs 2, until 2026-01-01 00:01:40 UTC)")
+    assert {silo: row["state"] for silo, row in said["silos"].items()} == {
+        "east": "failed: timeout",
+        "north": "declined: budget-spent",
+        "south": "asked",
+    }
+    assert (said["round"], said["rounds"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "waits"),
+    [
+        (after(training(), update("east"), update("north"), update("south"))[0], "running", "the sum of"),
+        (Paused(run=training().run, round=2, purpose=Purpose.TRAIN, since=T0), "paused", "resume-experiment"),
+        (ENDED, "completed", None),
+        (ENDED.model_copy(update={"outcome": RunOutcome.FAILED}), "failed", None),
+        (ENDED.model_copy(update={"outcome": RunOutcome.CANCELLED}), "cancelled", None),
+        (Tombstone(experiment="exp", since=T0), "cancelled", None),
+    ],
+)
+def test_every_phase_has_its_word(state: State, status: str, waits: str | None) -> None:
+    said = waiting_for(standing(state))
+
+    assert status_of(standing(state)) == status
+    assert said is None if waits is None else said is not None and waits in said
+
+
+def test_metrics_belong_to_the_round_that_made_the_weights() -> None:
+    said = as_json(standing(ENDED, record(1, loss=0.9), record(2, loss=0.5), record(3, loss=0.2)))
+
+    assert [(row["round"], row["metrics"], row["seconds"]) for row in said["history"]] == [
+        (1, {"loss": 0.5}, 2.0),
+        (2, {"loss": 0.2}, 2.0),
+    ]
+    assert said["metrics"] == {"loss": 0.2}
+    assert said["silos"]["south"]["state"] == "did not answer"
+    assert said["silos"]["north"]["last_answer"]["round"] == 3
+
+
+def test_the_command_prints_the_same_as_json_and_in_words(silobus: Federation) -> None:
+    silobus.save("exp", ENDED)
+    run(Documents(silobus.store).record_round(record(1, loss=0.9)))
+    run(Documents(silobus.store).record_round(record(2, loss=0.25)))
+
+    said = json.loads(silobus("status", "exp", "--json").stdout)
+    words = silobus("status", "exp").stdout
+
+    assert said["run"] == RUN
+    assert said["reason"] == "All 2 rounds are done."
+    assert said["models"]["last"]["blob"] == f"global/{names.weights_blob(RUN, 2, weights('two').sha256)}"
+    assert "completed" in words
+    assert "0.25" in words
+
+
+def test_without_a_name_every_experiment_and_every_silo_is_listed(silobus: Federation) -> None:
+    assert "No experiments yet" in silobus("status").stdout
+    silobus.save("exp", training())
+    silobus.save("late", Tombstone(experiment="late", since=T0))
+
+    said = json.loads(silobus("status", "--json").stdout)
+
+    assert {e["experiment"]: e["status"] for e in said["experiments"]} == {"exp": "running", "late": "cancelled"}
+    assert said["silos"] == {silo: {"last_sign_of_life": None} for silo in ("east", "north", "south")}
+    assert "never" in silobus("status").stdout
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("watch",), ("model", "-o", "/tmp/never")])
+def test_an_unknown_experiment_is_said(silobus: Federation, arguments: tuple[str, ...]) -> None:
+    result = silobus(arguments[0], "nothing", *arguments[1:])
+
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "There is no experiment nothing. `silobus status` lists those there are."
+
+
+def test_watch_ends_with_the_run_and_says_how(silobus: Federation) -> None:
+    silobus.save("exp", ENDED)
+    assert silobus("watch", "exp").exit_code == 0
+
+    silobus.save("exp", ENDED.model_copy(update={"outcome": RunOutcome.FAILED, "reason": "no quorum"}))
+    failed = silobus("watch", "exp")
+
+    assert failed.exit_code == 1
+    assert "exp is failed: no quorum" in failed.stdout
+
+
+def test_each_line_is_said_once() -> None:
+    lines = Lines()
+
+    first = lines.new(standing(training(2), record(1, loss=0.9)))
+    again = lines.new(standing(training(2), record(1, loss=0.9)))
+    then = lines.new(standing(ENDED, record(1, loss=0.9), record(2, loss=0.5)))
+
+    assert [line.split(":")[0] for line in first] == [RUN]
+    assert again == []
+    assert [line.partition(":")[0] for line in then] == ["round 1", "round 2", "exp is completed"]
+    assert "loss 0.5" in then[0]
+    assert "south did not answer" in then[0]
+
+
+def placed(silobus: Federation, content: bytes, *, as_digest_of: bytes | None = None) -> Payload:
+    """A payload in `global`, maybe not what its name says."""
+    digest = hashlib.sha256(as_digest_of or content).hexdigest()
+    payload = Payload(sha256=digest, bytes=len(content), layout="a" * 64)
+    run(silobus.store.create(names.GLOBAL, names.weights_blob(RUN, 2, digest), content))
+    return payload
+
+
+def test_model_writes_the_latest_weights_or_the_best(silobus: Federation, tmp_path: Path) -> None:
+    last, best = placed(silobus, b"the last"), placed(silobus, b"the best")
+    known = training().run.model_copy(
+        update={"model": Model(round=2, payload=last), "best": Best(round=2, payload=best, number=0.9)}
+    )
+    silobus.save("exp", ENDED.model_copy(update={"run": known}))
+
+    assert silobus("model", "exp", "-o", tmp_path / "last").exit_code == 0
+    assert silobus("model", "exp", "-o", tmp_path / "best", "--best").exit_code == 0
+
+    assert (tmp_path / "last").read_bytes() == b"the last"
+    assert (tmp_path / "best").read_bytes() == b"the best"
+
+
+def test_the_file_is_a_copy_of_its_own(silobus: Federation, tmp_path: Path) -> None:
+    payload = placed(silobus, b"the weights")
+    known = training().run.model_copy(update={"model": Model(round=2, payload=payload)})
+    silobus.save("exp", ENDED.model_copy(update={"run": known}))
+    silobus("model", "exp", "-o", tmp_path / "m")
+
+    (tmp_path / "m").write_bytes(b"changed")
+
+    assert run(silobus.store.read(names.GLOBAL, names.weights_blob(RUN, 2, payload.sha256))).data == b"the weights"
+
+
+def test_damaged_weights_leave_no_file(silobus: Federation, tmp_path: Path) -> None:
+    payload = placed(silobus, b"is damaged", as_digest_of=b"the weights")
+    known = training().run.model_copy(update={"model": Model(round=2, payload=payload)})
+    silobus.save("exp", ENDED.model_copy(update={"run": known}))
+
+    result = silobus("model", "exp", "-o", tmp_path / "m")
+
+    assert result.exit_code == 1
+    assert "damaged" in result.stderr
+    assert list(tmp_path.glob("m*")) == []
+
+
+def test_what_there_is_not_is_said(silobus: Federation, tmp_path: Path) -> None:
+    silobus.save("exp", Collecting.model_validate(training().model_dump() | {"run": _without_model()}))
+
+    assert "has no weights yet" in silobus("model", "exp", "-o", tmp_path / "m").stderr
+    assert "has no metric" in silobus("model", "exp", "-o", tmp_path / "m", "--best").stderr
+
+
+def _without_model() -> dict[str, object]:
+    return training().run.model_dump() | {"model": None}
