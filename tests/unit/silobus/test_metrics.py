@@ -56,6 +56,11 @@ def test_roc_is_the_auroc_whatever_the_rows_come_in(kind: Any) -> None:
     assert metric.summary == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
 
 
+def test_scores_that_cannot_be_told_apart_are_worth_a_half() -> None:
+    assert silobus.roc([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5]).summary == 0.5
+    assert silobus.roc([0, 1, 1], [0.1, 0.1, 0.9], bins=4).summary == 0.75
+
+
 def test_roc_of_one_class_has_no_auroc_but_can_be_pooled() -> None:
     metric = silobus.roc([1, 1], [0.2, 0.9], bins=2)
     assert math.isnan(metric.summary)

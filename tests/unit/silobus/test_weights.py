@@ -40,7 +40,9 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    if left.keys() != right.keys() or any(left[name].dtype != right[name].dtype for name in left):
+        return False
+    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 def script(model: Any, **load: Any) -> Callable[[silobus.Round], None]:
@@ -310,6 +312,18 @@ def test_numpy_rounds_to_bfloat16_as_torch_does(given: Given, run: Run) -> None:
 
     made = given(weights={"w": torch.from_numpy(weights)}, transfer={"form": "weights", "dtype": "bfloat16"})
     assert torch.equal(run(made, body).update["w"], torch.from_numpy(weights).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_what_is_no_number_does_not_become_one_in_bfloat16(given: Given, run: Run, bits: int) -> None:
+    model = {"w": np.array([bits], dtype=np.uint32).view(np.float32)}
+
+    def body(rnd: silobus.Round) -> None:
+        rnd.load({"w": np.zeros(1, dtype=np.float32)})
+        rnd.submit(model, samples=1, steps=1)
+
+    made = given(weights={"w": torch.zeros(1)}, transfer={"form": "weights", "dtype": "bfloat16"})
+    assert torch.isnan(run(made, body).update["w"]).all()
 
 
 def test_an_owner_whose_state_dict_is_a_copy_gets_it_back(given: Given, run: Run) -> None:
