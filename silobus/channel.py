@@ -6,6 +6,7 @@ when the agent is gone: no orphan trains on. What a round is, is none of its bus
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -68,6 +69,7 @@ class Channel:
 
 def _leave(why: str) -> NoReturn:
     """End the process from whichever thread, whatever the others are in the middle of."""
-    sys.stderr.write(f"silobus: {why}; this process ends with it\n")
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # the agent read what is printed here: its pipe may be gone with it
+        sys.stderr.write(f"silobus: {why}; this process ends with it\n")
+        sys.stderr.flush()
     os._exit(AGENT_IS_GONE)
