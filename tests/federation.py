@@ -41,11 +41,11 @@ from messages.errors import NotFound
 from messages.transport.directory import DirectoryStore
 from messages.weights import read_tensors, write_file
 from orchestrator.cli.folder import (
-    CONNECTION,
     Folder,
     connection_string,
     make,
     new_key,
+    write_connection,
     write_orchestrator,
     write_queues,
     write_silo,
@@ -249,6 +249,7 @@ class Federation:
         told = self.until(port_told, "the bus does not listen")
         if port == 0:
             self.connection = connection_string(told, new_key())
+            write_connection(self.folder, self.connection)
 
     def _spawn(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = self.folder.log(name)
@@ -259,7 +260,6 @@ class Federation:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, CONNECTION: self.connection},
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # it calls prctl and nothing else
             )

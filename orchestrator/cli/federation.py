@@ -5,7 +5,6 @@ Commands reach it through the same ports as everything else; nothing here starts
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from messages import names
 from messages.ports import Bus, Store
 from messages.settings import load_yaml
 from messages.transport.connect import open_bus, open_store
-from orchestrator.cli.folder import CONNECTION, Folder, read_card
+from orchestrator.cli.folder import Folder, read_card
 from orchestrator.cli.terminal import Complaint
 from orchestrator.settings import OrchestratorSettings
 
@@ -67,17 +66,15 @@ class Federation:
 
 
 def settings_file(directory: Path | None, config: Path | None) -> Path:
-    """The settings file of the federation meant. For a folder's, the connection string goes into the environment."""
+    """The settings file of the federation meant."""
     if config is not None and directory is None:
         return config
     folder = Folder((directory or DEFAULT_FOLDER).absolute())
-    card = read_card(folder)
-    if card is None:
+    if read_card(folder) is None:
         raise Complaint(
             f"There is no federation in {folder.root}. Start one with `silobus up`, name its folder with --dir,\n"
             f"or name a settings file of a federation on Azure with --config."
         )
-    os.environ[CONNECTION] = card.connection_string
     return folder.orchestrator
 
 

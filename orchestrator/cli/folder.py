@@ -19,9 +19,6 @@ import yaml
 from messages import names
 from orchestrator.cli.terminal import Complaint
 
-CONNECTION = "SILOBUS_CONNECTION"
-"""The environment variable in which the folder's processes find the connection string."""
-
 LOCK_DURATION = "PT30S"
 MAX_DELIVERY_COUNT = 10
 
@@ -36,6 +33,11 @@ class Folder:
     def card(self) -> Path:
         """`federation.json`: connection string, silos, process ids; only its owner may read it."""
         return self.root / "federation.json"
+
+    @property
+    def connection(self) -> Path:
+        """`connection`: the connection string alone, which every settings file of the folder names."""
+        return self.root / "connection"
 
     @property
     def bus(self) -> Path:
@@ -89,12 +91,12 @@ def write_card(folder: Folder, card: Card) -> None:
         {"connection_string": card.connection_string, "silos": list(card.silos), "processes": dict(card.processes)},
         indent=2,
     )
-    part = folder.card.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    part.replace(folder.card)
+    _write_private(folder.card, text + "\n")
+
+
+def write_connection(folder: Folder, connection: str) -> None:
+    """Replaces the file in which the folder's processes find the connection string."""
+    _write_private(folder.connection, connection + "\n")
 
 
 def read_card(folder: Folder) -> Card | None:
@@ -160,7 +162,7 @@ def make(folder: Folder) -> None:
 
 
 def _reach(folder: Folder) -> dict[str, Any]:
-    return {"bus": {"connection_string_env": CONNECTION}, "store": {"directory": str(folder.store)}}
+    return {"bus": {"connection_string_file": str(folder.connection)}, "store": {"directory": str(folder.store)}}
 
 
 def _write_yaml(path: Path, value: Any) -> None:
@@ -170,3 +172,13 @@ def _write_yaml(path: Path, value: Any) -> None:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replaces a file in one step by one that only its owner may read."""
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)

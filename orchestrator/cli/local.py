@@ -21,7 +21,6 @@ from messages.ports import Store
 from messages.settings import StoreSettings
 from messages.transport.connect import open_store
 from orchestrator.cli.folder import (
-    CONNECTION,
     Card,
     Folder,
     connection_string,
@@ -30,6 +29,7 @@ from orchestrator.cli.folder import (
     port_and_key,
     read_card,
     write_card,
+    write_connection,
     write_orchestrator,
     write_queues,
 )
@@ -85,7 +85,7 @@ class Local:
         config = str(self.folder.silo(silo))
         arguments = [sys.executable, "-m", "silo_agent", "run", "--config", config]
         name = f"agent-{silo}"
-        return Command(name, arguments, self.folder.log(name), {CONNECTION: self.connection})
+        return Command(name, arguments, self.folder.log(name))
 
     def publish(self) -> None:
         """Writes `federation.json`."""
@@ -106,9 +106,11 @@ async def running(folder: Folder, silos: Sequence[str], notice: Callable[[str], 
         processes = Processes(notice)
         try:
             connection = await _start_bus(folder, before, processes)
-            await processes.start(_orchestrator(folder, connection))
+            write_connection(folder, connection)
+            await processes.start(_orchestrator(folder))
             local = Local(folder, silos, processes, connection, store)
             local.publish()
+            processes.on_restart = local.publish
             yield local
         finally:
             await asyncio.shield(_stop(processes))
@@ -141,9 +143,9 @@ async def _start_bus(folder: Folder, before: Card | None, processes: Processes) 
     return connection_string(port, key)
 
 
-def _orchestrator(folder: Folder, connection: str) -> Command:
+def _orchestrator(folder: Folder) -> Command:
     arguments = [sys.executable, "-m", "orchestrator", "--config", str(folder.orchestrator)]
-    return Command("orchestrator", arguments, folder.log("orchestrator"), {CONNECTION: connection})
+    return Command("orchestrator", arguments, folder.log("orchestrator"))
 
 
 def _tail(log: Path, offset: int) -> bytes:
