@@ -35,6 +35,7 @@ def build(settings: OrchestratorSettings, *, bus: Bus, store: Store, clock: Cloc
         experiments=Experiments(documents, Performer(bus, documents), clock),
         weights=Weights(store, settings.scratch, memory_budget=settings.memory_mb << 20),
         attendance=Attendance(documents, clock),
+        max_delivery_count=settings.max_delivery_count,
     )
 
 

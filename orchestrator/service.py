@@ -78,10 +78,12 @@ class Orchestrator:
         experiments: Experiments,
         weights: Weights,
         attendance: Attendance,
+        max_delivery_count: int = 10,
     ) -> None:
         self._bus, self._clock, self._silos = bus, clock, tuple(silos)
         self._documents, self._experiments = documents, experiments
         self._weights, self._attendance = weights, attendance
+        self._max_delivery_count = max_delivery_count
 
     async def run(self, stop: asyncio.Event) -> None:
         """Receives from every queue until `stop` is set, and takes up every live experiment meanwhile."""
@@ -265,7 +267,15 @@ class Orchestrator:
             await self._experiments.apply(names.experiment_of(run), event)
 
     def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison) -> Consumer:
-        return Consumer(self._bus, queue, handler, on_poison=on_poison, clock=self._clock, concurrency=8)
+        return Consumer(
+            self._bus,
+            queue,
+            handler,
+            on_poison=on_poison,
+            clock=self._clock,
+            concurrency=8,
+            max_delivery_count=self._max_delivery_count,
+        )
 
 
 def _round_of(body: bytes, kinds: set[str]) -> tuple[str, int] | None:

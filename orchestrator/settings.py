@@ -22,6 +22,8 @@ class OrchestratorSettings(Settings):
     """A directory on this machine for weights in the making; nothing in it outlives its use."""
     memory_mb: Annotated[int, Field(ge=16, le=1 << 20)] = 256
     """Mebibytes that summing a round may use."""
+    max_delivery_count: Annotated[int, Field(ge=3, le=2000)] = 10
+    """That of the queues: shortly before it is reached, a message that nobody ever finished is given up as a bug."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

@@ -28,11 +28,12 @@ from messages.schemas import (
     SiloHeartbeat,
     StartExperiment,
 )
-from messages.transport.memory_bus import MemoryBroker, MemoryBus
 from orchestrator.documents import Presence
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.store import Documents
-from tests.scenario.world import TASK, Trouble, World
+from tests.scenario.faults import Trouble
+from tests.scenario.model_silo import TASK
+from tests.scenario.world import World
 from tests.virtual_clock import rest
 
 CONSTANTS = {"east": 6.0, "north": 12.0, "south": 18.0}
@@ -462,8 +463,7 @@ async def test_queues_may_be_lost_entirely(phase: str) -> None:
                 w.live_silos()
                 await w.clock.until(lambda: w.phase() == "paused", within=600)
         await process.kill()
-        broker = MemoryBroker(w.clock, names.queues(list(w.enrolled)), options=w.options)
-        w.broker, w.bus = broker, MemoryBus(broker)
+        w.lose_queues()
         await w.start()
         w.live_silos()
         if phase == "paused":

@@ -7,46 +7,27 @@ none of its calls does anything. Model silos add a known constant to the weights
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import itertools
-import random
-import re
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import BaseModel
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from messages import names
-from messages.errors import AlreadyExists, NotFound, Transient
-from messages.ports import BlobInfo, Delivery, Document, Outgoing, Reader
+from messages.errors import Transient
+from messages.ports import Delivery, Outgoing
 from messages.schemas import (
-    DeclineReason,
-    FailureCategory,
     Head,
-    HistogramMetric,
-    MeanMetric,
-    Offer,
-    Payload,
-    Purpose,
-    RoundAnnounced,
-    RoundClosed,
-    RoundDeclined,
-    SiloHello,
     StartExperiment,
-    TrainingFailed,
-    UpdatePublished,
-    decode,
     encode,
 )
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from messages.transport.memory_store import MemoryStore
-from messages.weights import parse_layout
 from orchestrator.blobs import Weights
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import Ended, RoundRecord, State
@@ -55,16 +36,11 @@ from orchestrator.presence import Attendance
 from orchestrator.service import Orchestrator
 from orchestrator.store import Documents
 from orchestrator.transitions import Experiments
+from tests.scenario.faults import Crash, FaultyBus, FaultyStore, Trouble
+from tests.scenario.model_silo import TASK, ModelSilo
 from tests.virtual_clock import VirtualClock, rest
 
 T = TypeVar("T")
-TASK = "toy"
-CODE = "c" * 64
-Doing = Literal["update", "decline", "fail", "spoil", "ignore"]
-
-
-class Crash(BaseException):
-    """The process is dead. Nothing of ours catches it."""
 
 
 class Inline(ThreadPoolExecutor):
@@ -79,92 +55,12 @@ class Inline(ThreadPoolExecutor):
         return future
 
 
-class Trouble:
-    """What goes wrong at which call of a process. Calls are counted from 1, in the order in which they are made."""
-
-    def __init__(self, *, yields: random.Random | None = None) -> None:
-        self.calls = 0
-        self.log: list[str] = []
-        self.dead = False
-        self.at: dict[int, str] = {}
-        self.next: dict[str, str] = {}
-        self._yields = yields
-
-    def in_calls(self, calls: int, what: str) -> None:
-        """`what` happens so many calls from now: `crash-before`, `crash-after`, `refuse` or `lose-answer`."""
-        self.at[self.calls + calls] = what
-
-    def at_next(self, pattern: str, what: str) -> None:
-        """`what` happens at the next call like `read experiments/…` that the pattern matches."""
-        self.next[pattern] = what
-
-    def hook(self, when: Literal["before", "after"], operation: str, where: str) -> None:
-        if self.dead:
-            raise Crash(f"{operation} {where}")
-        if when == "before":
-            self.calls += 1
-            self.log.append(f"{operation} {where}")
-            for pattern in [p for p in self.next if re.search(p, self.log[-1])]:
-                self.at[self.calls] = self.next.pop(pattern)
-        match (when, self.at.get(self.calls)):
-            case ("before", "crash-before") | ("after", "crash-after"):
-                self.dead = True
-                raise Crash(f"{operation} {where}")
-            case ("before", "refuse") | ("after", "lose-answer"):
-                del self.at[self.calls]
-                raise Transient(f"{operation} {where}: no answer")
-
-    async def pass_by(self) -> None:
-        """Lets others run first, a varying number of times."""
-        if self._yields is not None:
-            for _ in range(self._yields.randrange(4)):
-                await asyncio.sleep(0)
-
-
-class FaultyStore:
-    """One process's view of the store."""
-
-    def __init__(self, store: MemoryStore, trouble: Trouble) -> None:
-        self._store, self._trouble = store, trouble
-
-    async def _call(self, operation: str, where: str, call: Callable[[], Awaitable[T]]) -> T:
-        await self._trouble.pass_by()
-        self._trouble.hook("before", operation, where)
-        result = await call()
-        self._trouble.hook("after", operation, where)
-        return result
-
-    async def read(self, container: str, name: str, *, limit: int = 4 << 20) -> Document:
-        return await self._call("read", name, lambda: self._store.read(container, name, limit=limit))
-
-    async def write(self, container: str, name: str, data: bytes, *, if_match: str | None) -> str:
-        return await self._call("write", name, lambda: self._store.write(container, name, data, if_match=if_match))
-
-    async def create(self, container: str, name: str, source: Path | bytes) -> None:
-        await self._call("create", name, lambda: self._store.create(container, name, source))
-
-    async def open(self, container: str, name: str) -> Reader:
-        return await self._call("open", name, lambda: self._store.open(container, name))
-
-    async def fetch(self, container: str, name: str, target: Path) -> None:
-        await self._call("fetch", name, lambda: self._store.fetch(container, name, target))
-
-    async def list(self, container: str, prefix: str) -> Sequence[BlobInfo]:
-        return await self._call("list", prefix, lambda: self._store.list(container, prefix))
-
-    async def delete(self, container: str, name: str) -> None:
-        await self._call("delete", name, lambda: self._store.delete(container, name))
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-
 class Process:
     """One running orchestrator."""
 
     def __init__(self, world: World, trouble: Trouble) -> None:
         self.trouble = trouble
-        bus = MemoryBus(world.broker, faults=trouble.hook)
+        bus = FaultyBus(world.broker, trouble)
         store = FaultyStore(world.store, trouble)
         documents = Documents(store)
         self.experiments = Experiments(documents, Performer(bus, documents), world.clock)
@@ -176,11 +72,10 @@ class Process:
             experiments=self.experiments,
             weights=Weights(store, world.scratch, memory_budget=1 << 20),
             attendance=Attendance(documents, world.clock),
+            max_delivery_count=world.options.max_delivery_count,
         )
         self.stop = asyncio.Event()
-        before = asyncio.all_tasks()
         self.main = asyncio.create_task(self._run(), name="orchestrator")
-        self._before = before
 
     async def _run(self) -> None:
         try:
@@ -221,11 +116,14 @@ class World:
         self.options = options or QueueOptions(lock_duration=60)
         self.broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
         self.bus = MemoryBus(self.broker)
-        self.store = Watched()
+        self.store = Watched(self.clock)
         in_memory = Path("/dev/shm")
         self._directory = tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None)
         self.scratch = Path(self._directory.name)
-        self.silos = {name: ModelSilo(self, name, constant) for name, constant in silos.items()}
+        self.silos = {
+            name: ModelSilo(name, constant, bus=self.bus, store=self.store, clock=self.clock)
+            for name, constant in silos.items()
+        }
         self.processes: list[Process] = []
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
@@ -253,6 +151,13 @@ class World:
         subject = str(type(message).model_fields["kind"].default)
         await self.bus.send(names.EXPERIMENTS, Outgoing(body=body, message_id=message_id, subject=subject))
         return names.run_id(getattr(message, "experiment", "exp"), message_id, body)
+
+    def lose_queues(self) -> None:
+        """Empty queues, as if the namespace had been made anew. For orchestrators started from now on."""
+        self.broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
+        self.bus = MemoryBus(self.broker)
+        for silo in self.silos.values():
+            silo.bus = self.bus
 
     def live_silos(self, *silos: str) -> None:
         """Lets these silos (all, if none are named) answer by themselves from now on."""
@@ -320,11 +225,12 @@ class World:
 
 
 class Watched(MemoryStore):
-    """The store, with every version of every experiment's state that was ever written."""
+    """The store, with every version of every state and head that was ever written, and when."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
-        self.history: list[ExperimentDocument] = []
+        self._clock = clock
+        self.history: list[tuple[datetime, ExperimentDocument]] = []
         self.heads: list[Head] = []
 
     @property
@@ -338,126 +244,7 @@ class Watched(MemoryStore):
     async def write(self, container: str, name: str, data: bytes, *, if_match: str | None) -> str:
         etag = await super().write(container, name, data, if_match=if_match)
         if name.startswith("experiments/"):
-            self.history.append(ExperimentDocument.model_validate_json(data))
+            self.history.append((self._clock.now(), ExperimentDocument.model_validate_json(data)))
         if name.endswith("/head.json"):
             self.heads.append(Head.model_validate_json(data))
         return etag
-
-
-class ModelSilo:
-    """An agent that trains in no time: it adds its constant to whatever it is sent."""
-
-    def __init__(self, world: World, name: str, constant: float) -> None:
-        self.world, self.name, self.constant = world, name, constant
-        self.samples = 1
-        self.doing: Callable[[RoundAnnounced], Doing] = lambda _: "update"
-        self.heard: list[RoundAnnounced | RoundClosed] = []
-        self._sent = itertools.count(1)
-        self._instances = itertools.count(1)
-
-    async def live(self) -> None:
-        """Answers whatever comes, for ever."""
-        while True:
-            delivery = await self.world.bus.receive(names.to_silo(self.name), wait=60)
-            if delivery is not None:
-                await self.hear(delivery.body)
-                await self.world.bus.complete(delivery)
-
-    async def hear(self, body: bytes) -> None:
-        """Does what a message asks for."""
-        message: RoundAnnounced | RoundClosed = decode(body, RoundAnnounced, RoundClosed)
-        self.heard.append(message)
-        if isinstance(message, RoundAnnounced):
-            await self.answer(message, self.doing(message))
-
-    async def answer(self, asked: RoundAnnounced, doing: Doing) -> None:
-        """Answers a round."""
-        match doing:
-            case "update":
-                await self.send(await self.publish(asked))
-            case "decline":
-                reason = DeclineReason.BUDGET_SPENT
-                await self.send(RoundDeclined(run=asked.run, round=asked.round, reason=reason))
-            case "fail":
-                await self.send(
-                    TrainingFailed(
-                        run=asked.run,
-                        round=asked.round,
-                        category=FailureCategory.SCRIPT_ERROR,
-                        tries=1,
-                        announcement=asked.announcement,
-                    )
-                )
-            case "spoil":
-                await self.send(await self.publish(asked, spoilt=True))
-            case "ignore":
-                pass
-
-    async def publish(self, asked: RoundAnnounced, *, spoilt: bool = False) -> UpdatePublished:
-        """Trains and uploads, once per round: what was published before is found again."""
-        store, container = self.world.store, names.updates_of(self.name)
-        publication = names.publication_blob(asked.run, asked.round)
-        if not spoilt:
-            try:
-                said = (await store.read(container, publication)).data
-                return UpdatePublished.model_validate_json(said)
-            except NotFound:
-                pass
-        payloads = {}
-        if asked.purpose is not Purpose.EVALUATE:
-            data = save({"w": np.full(4, np.nan, np.float32) if spoilt else await self._train(asked)})
-            sha256 = hashlib.sha256(data).hexdigest()
-            with contextlib.suppress(AlreadyExists):
-                await store.create(container, names.weights_blob(asked.run, asked.round, sha256), data)
-            payloads["weights"] = Payload(
-                sha256=sha256, bytes=len(data), form=asked.transfer.form, layout=parse_layout(data, len(data)).digest
-            )
-        update = UpdatePublished.model_validate(
-            {
-                "run": asked.run,
-                "round": asked.round,
-                "purpose": asked.purpose,
-                "announcement": asked.announcement,
-                "payloads": payloads,
-                "samples": self.samples,
-                "steps": 1,
-                "metrics": [
-                    MeanMetric(name="loss", phase="received", count=1, value=1.0 / (1 + asked.round)),
-                    HistogramMetric(name="auroc", phase="received", count=4, positive=[0, 2], negative=[2, 0]),
-                ],
-                "code": CODE,
-                "policy": CODE,
-                "seconds": 1.0,
-            }
-        )
-        if not spoilt:
-            await store.create(container, publication, encode(update))
-        return update
-
-    async def _train(self, asked: RoundAnnounced) -> np.ndarray[Any, np.dtype[np.float32]]:
-        if asked.purpose is Purpose.INITIALISE:
-            return np.full(4, self.constant, np.float32)
-        given = asked.payloads["weights"]
-        name = names.weights_blob(asked.run, asked.round - 1, given.sha256)
-        received = load((await self.world.store.read(names.GLOBAL, name)).data)["w"]
-        trained: np.ndarray[Any, np.dtype[np.float32]] = received + np.float32(self.constant)
-        return np.full(4, self.constant, np.float32) if asked.transfer.form == "delta" else trained
-
-    async def hello(self) -> None:
-        """A new instance of the agent starts."""
-        instance = hashlib.md5(f"{self.name}{next(self._instances)}".encode(), usedforsecurity=False).hexdigest()
-        await self.send(
-            SiloHello(
-                instance=instance,
-                agent_version="1",
-                policy=CODE,
-                offers=[Offer(task=TASK, code=CODE)],
-                at=self.world.clock.now(),
-            )
-        )
-
-    async def send(self, message: BaseModel) -> None:
-        """Sends to the orchestrator."""
-        subject = str(type(message).model_fields["kind"].default)
-        outgoing = Outgoing(body=encode(message), message_id=f"{self.name}-{next(self._sent)}", subject=subject)
-        await self.world.bus.send(names.from_silo(self.name), outgoing)
