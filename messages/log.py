@@ -17,8 +17,6 @@ _SECRETS: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), r"\1[redacted]")
     for pattern in (
         r"((?:SharedAccessKey|AccountKey|SharedSecret)\s*[=:]\s*)[^;\s\"'\\,&]+",  # connection strings
-        r"(SharedAccessSignature\s*=\s*)[^;\s\"'\\,]+",
-        r"(SharedAccessSignature\s+)sr=[^\s\"'\\,]+",  # a SAS token of Service Bus
         r"(\b(?:sig|client_secret|code|access_token|refresh_token)=)[^&;\s\"'\\,]+",  # SAS URLs, OAuth bodies
         r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{16,}",
         r"()\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",  # a JSON Web Token

@@ -40,6 +40,7 @@ def lines() -> Iterator[Any]:
         f"https://a.blob.core.windows.net/c/b?sv=2024-01-01&sr=b&sig={KEY}&se=2026",
         f"https://a.blob.core.windows.net/c/b?SIG={KEY}",
         f"Authorization: Bearer {JWT}",
+        f"Authorization: Bearer {KEY}",
         f"token {JWT} expired",
         f"grant_type=client_credentials&client_secret={KEY}&scope=x",
         f"http://user:{KEY}@proxy.example:3128",
@@ -109,6 +110,7 @@ def test_what_pydantic_repeats_of_a_message_is_not_logged(lines: Any) -> None:
 def test_libraries_are_heard_from_warning_on_in_their_own_words(lines: Any) -> None:
     library = logging.getLogger("azure.servicebus._pyamqp")
     library.info("-> OpenFrame()")
+    logging.getLogger("some.other.library").info("hello")
     library.error("Failed with %s", f"SharedAccessKey={KEY}")
     (line,) = lines()
     assert line["event"] == "library.log"

@@ -72,6 +72,8 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ),
         ("store:\n  directory: x\n", ["line 1: bus: is missing; add it"]),
         (GOOD.replace("  directory: store", "  {}"), ["line 3: store: set exactly one of `directory`", "none given"]),
+        (GOOD.replace("  connection_string_env: SILOBUS_CONNECTION", "  {}"), ["line 1: bus: set exactly one of"]),
+        (GOOD.replace("store:", "  connection_string_file: x\nstore:"), ["line 1: bus: set exactly one", "2 given"]),
         (GOOD + "  account_url: https://x\n", ["line 3: store: set exactly one of", "2 given"]),
         (GOOD.replace("directory: store", "account_url: https://x"), ["exactly one of `credential`, `sas_env`"]),
         (GOOD + "  credential: environment\n", ["`credential` belongs to `account_url`"]),
@@ -107,6 +109,12 @@ def test_mistakes_are_told_with_file_line_field_and_what_to_do(
         assert complaint in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_secret_put_where_none_belongs_is_not_repeated() -> None:
+    with pytest.raises(ValidationError) as caught:
+        BusSettings.model_validate({"connection_string_env": f"SharedAccessKey={SECRET}", "key": SECRET})
+    assert SECRET not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
