@@ -57,9 +57,9 @@ def check(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.good else "[red]FAIL[/]"
             _out.print(f"{mark} {finding.what}: ", end="")
-            _out.print(finding.found, markup=False)
+            _out.print(finding.found, markup=False, soft_wrap=True)
             for line in finding.details:
-                _out.print(f"       {line}", markup=False)
+                _out.print(f"       {line}", markup=False, soft_wrap=True)
     if not all(finding.good for finding in findings):
         raise typer.Exit(1)
 

@@ -7,9 +7,20 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import assert_never
 
 from messages.errors import SilobusError
-from messages.schemas import Payload, Purpose, RoundAnnounced, Transfer
+from messages.schemas import (
+    ConfusionMetric,
+    HistogramMetric,
+    MeanMetric,
+    MetricReport,
+    Payload,
+    Purpose,
+    RoundAnnounced,
+    SumMetric,
+    Transfer,
+)
 from messages.weights import read_layout
 from silo_agent.home import Home, TryDirectory
 from silo_agent.result import Allowed, Unsound, Withheld, examine
@@ -98,5 +109,18 @@ def what_would_leave(found: Allowed) -> list[str]:
     if found.update is not None:
         lines.append(f"update: {len(found.update.layout.tensors)} tensors, {found.update.bytes} bytes")
     lines.append(f"samples: {found.samples}, steps: {found.steps}, seconds: {found.seconds}")
-    lines += [f"metric {m.name} ({m.phase}): {m.model_dump_json(exclude={'name', 'phase'})}" for m in found.metrics]
+    lines += [f"metric {m.name} ({m.phase}): {_said(m)}" for m in found.metrics]
     return [*lines, *(f"stays here: {note}" for note in found.notes)]
+
+
+def _said(metric: MetricReport) -> str:
+    match metric:
+        case MeanMetric() | SumMetric():
+            return f"{metric.kind} {metric.value} over {metric.count} items"
+        case HistogramMetric():
+            cells = [cell for cell in (*metric.positive, *metric.negative) if cell]
+        case ConfusionMetric():
+            cells = [cell for row in metric.matrix for cell in row if cell]
+        case _:
+            assert_never(metric)
+    return f"{metric.kind} over {metric.count} items in {len(cells)} cells, the smallest {min(cells, default=0)}"

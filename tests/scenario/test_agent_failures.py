@@ -182,7 +182,7 @@ def creates(blob: str) -> Callable[..., bool]:
 
 
 def sends(queue: str, message: Any) -> bool:
-    return message.subject == "update-published"
+    return bool(message.subject == "update-published")
 
 
 @pytest.mark.parametrize(

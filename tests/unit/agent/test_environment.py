@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from silo_agent.runners.environment import environment, lay_out
 from tests.unit.agent.making import task
 
@@ -52,6 +54,13 @@ def test_silobus_comes_alone(tmp_path: Path) -> None:
         check=True,
     ).stdout.split()
     assert printed == [str(tmp_path / "lib" / "silobus" / "__init__.py"), "alone"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such thing elsewhere")
+def test_trainers_cannot_read_the_agents_environment_either() -> None:
+    script = "import ctypes; from silo_agent.app import hide_from_others as h; h(); print(ctypes.CDLL(None).prctl(3))"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "0", "the process is not dumpable, so its /proc is root's"
 
 
 def _site() -> Path:
