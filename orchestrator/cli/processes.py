@@ -41,6 +41,8 @@ class Processes:
     """A set of processes, each kept running until `stop`."""
 
     def __init__(self, notice: Callable[[str], None] = lambda line: None) -> None:
+        self.on_restart: Callable[[], None] = lambda: None
+        """Called when ids have changed."""
         self._notice = notice
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -83,6 +85,7 @@ class Processes:
             except asyncio.CancelledError:
                 self._running[command.name] = await starting
                 raise
+            self.on_restart()
 
 
 async def spawn(command: Command) -> asyncio.subprocess.Process:

@@ -1,0 +1,78 @@
+"""The `silobus` command as a process of its own, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SILOBUS = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what could lead the command elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SILOBUS_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """The command, going on."""
+    return subprocess.Popen(
+        [*SILOBUS, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,  # Ctrl-C in the terminal of the tests is not meant
+    )
+
+
+def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
+    return subprocess.run(
+        [*SILOBUS, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=timeout,
+        check=False,
+    )
+
+
+def ask(*arguments: object) -> Any:
+    """What the command prints as JSON."""
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Every process that has to do with a federation's folder, by id, trainers included."""
+    mark = str(folder)
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                line += " " + os.readlink(entry / "cwd")
+                variables = (entry / "environ").read_bytes().decode("utf-8", "replace")
+            except OSError:
+                continue
+            if mark in line or mark in variables:
+                found[int(entry.name)] = line
+    return found
+
+
+def eventually(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `holds` gives, as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < until, f"it never came true: {what}"
+        time.sleep(0.05)
+    return value
