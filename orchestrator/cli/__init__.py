@@ -7,7 +7,6 @@ there are.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
@@ -43,6 +42,8 @@ app.add_typer(dead_letters.app, name="dead-letters")
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version as version_of
+
         sys.stdout.write(f"silobus {version_of('silobus')}\n")
         raise typer.Exit
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -44,15 +44,27 @@ Experiment = Annotated[str, typer.Argument(callback=_name, help="The experiment'
 AnyExperiment = Annotated[str | None, typer.Argument(callback=_name, help="Only this one, in detail.")]
 
 
-@dataclass(frozen=True, slots=True)
 class Federation:
-    """Where the queues and blobs are, opened."""
+    """Where the queues and blobs are, opened when first used: what only reads the store loads no SDK for the bus."""
 
-    bus: Bus
-    store: Store
-    silos: list[str]
-    watch_interval: float
-    """Seconds between looks at the store: short for a directory, longer where each look is paid for."""
+    def __init__(self, chosen: OrchestratorSettings) -> None:
+        self._settings = chosen
+        self.silos = list(chosen.silos)
+        self.watch_interval = 0.1 if chosen.store.directory else 2.0
+        """Seconds between looks at the store: short for a directory, longer where each look is paid for."""
+
+    @cached_property
+    def bus(self) -> Bus:
+        return open_bus(self._settings.bus)
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self._settings.store)
+
+    async def close(self) -> None:
+        """Closes what was opened."""
+        for name in {"bus", "store"} & self.__dict__.keys():
+            await getattr(self, name).close()
 
     def queues(self) -> list[str]:
         """Every queue."""
@@ -86,11 +98,8 @@ def settings(directory: Path | None, config: Path | None) -> OrchestratorSetting
 @asynccontextmanager
 async def reach(directory: Path | None, config: Path | None) -> AsyncIterator[Federation]:
     """The federation meant, for as long as the block runs. Connects at the first use."""
-    chosen = settings(directory, config)
-    bus, store = open_bus(chosen.bus), open_store(chosen.store)
+    federation = Federation(settings(directory, config))
     try:
-        interval = 0.1 if chosen.store.directory else 2.0
-        yield Federation(bus, store, list(chosen.silos), interval)
+        yield federation
     finally:
-        await bus.close()
-        await store.close()
+        await federation.close()
