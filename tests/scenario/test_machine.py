@@ -46,7 +46,7 @@ T = TypeVar("T")
 CONSTANTS = {"east": 6.0, "north": 12.0, "south": 24.0}  # any mean of them is a whole number
 SILOS = some.sampled_from(sorted(CONSTANTS))
 QUEUES = some.sampled_from([*names.queues(sorted(CONSTANTS)), names.WORK, names.WORK])
-DOINGS = some.sampled_from(["update", "update", "update", "update", "decline", "fail", "spoil", "ignore"])
+MISCHIEF = some.sampled_from(["decline", "fail", "fail", "spoil", "spoil", "ignore"])
 HARMLESS = {
     "not-finite",
     "update-conflict",
@@ -116,8 +116,15 @@ class Federation(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.do(self.world.clock.advance(seconds))
 
-    @rule(silo=SILOS, doing=DOINGS, completes=some.booleans())
-    def a_silo_hears(self, silo: str, doing: Doing, completes: bool) -> None:
+    @rule(silo=SILOS, completes=some.booleans())
+    def a_silo_hears(self, silo: str, completes: bool) -> None:
+        self._hears(silo, "update", completes)
+
+    @rule(silo=SILOS, doing=MISCHIEF, completes=some.booleans())
+    def a_silo_gives_no_update(self, silo: str, doing: Doing, completes: bool) -> None:
+        self._hears(silo, doing, completes)
+
+    def _hears(self, silo: str, doing: Doing, completes: bool) -> None:
         async def action() -> None:
             delivery = self.world.broker.take(names.to_silo(silo))
             if delivery is not None:
@@ -134,7 +141,7 @@ class Federation(RuleBasedStateMachine):
     def all_silos_hear_everything(self, completes: bool) -> None:
         for silo in sorted(CONSTANTS):
             for _ in range(3):
-                self.a_silo_hears(silo, "update", completes)
+                self._hears(silo, "update", completes)
 
     @rule(silo=SILOS)
     def an_agent_is_started_again(self, silo: str) -> None:

@@ -57,8 +57,9 @@ def request(**changes: Any) -> StartExperiment:
 
 def start(run: str = RUN, **changes: Any) -> StartRequested:
     """A start for which all three silos are enrolled and offer the task."""
-    event = {k: changes.pop(k) for k in ("enrolled", "offering", "initial", "ran_before") if k in changes}
-    return StartRequested(**{"run": run, "request": request(**changes), "enrolled": SILOS, "offering": SILOS, **event})
+    facts: dict[str, Any] = {"enrolled": SILOS, "offering": SILOS}
+    facts |= {k: changes.pop(k) for k in ("enrolled", "offering", "initial", "ran_before") if k in changes}
+    return StartRequested(run=run, request=request(**changes), **facts)
 
 
 def training(round_number: int = 1, **changes: Any) -> Collecting:

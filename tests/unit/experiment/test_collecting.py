@@ -171,7 +171,7 @@ def test_a_run_fails_after_its_reminders_and_says_what_each_silo_did() -> None:
         "north: did not answer; before that it failed: timeout; south: failed: timeout"
     )
     assert effects[0] == CloseRound(silo="north", run=RUN, round=1, because=ClosedBecause.FAILED)
-    assert [type(effect) for effect in effects[1:]] == [RecordRound, RecordRun, PublishHead]
+    assert [effect.kind for effect in effects[1:]] == ["record-round", "record-run", "publish-head"]
 
 
 def test_an_update_counts_whichever_announcement_caused_it() -> None:
@@ -401,7 +401,9 @@ def test_an_evaluation_ends_the_run_when_every_silo_has_answered() -> None:
     record = effects[0]
     assert isinstance(record, RecordRound)
     assert (record.record.outcome, record.record.model) == (RoundOutcome.EVALUATED, None)
-    assert [(m.name, m.number, m.silos) for m in record.record.metrics] == [("loss", pytest.approx(0.3), 2)]
+    (metric,) = record.record.metrics
+    assert (metric.name, metric.silos) == ("loss", 2)
+    assert metric.number == pytest.approx(0.3)
     assert effects == (
         record,
         RecordRun(ended=over),

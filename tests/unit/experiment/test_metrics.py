@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from messages.schemas import ConfusionMetric, HistogramMetric, MeanMetric, MetricReport, SumMetric
-from orchestrator.experiment.metrics import PooledMetric, accuracy, auroc, improves, number_of, pool, tally
+from orchestrator.experiment.metrics import PooledMetric, Tally, accuracy, auroc, improves, number_of, pool, tally
 
 COUNTS = some.lists(some.integers(0, 6), min_size=4, max_size=4)
 
 
 def pooled(*by_silo: list[MetricReport]) -> list[PooledMetric]:
-    tallies = ()
+    tallies: tuple[Tally, ...] = ()
     for reports in by_silo:
         tallies = tally(tallies, reports)
     return list(pool([[number_of(r) for r in reports] for reports in by_silo], tallies))

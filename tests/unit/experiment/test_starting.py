@@ -224,9 +224,9 @@ def test_cancelling_a_tombstone_again_is_a_duplicate() -> None:
 
 
 def test_pause_lets_the_round_in_progress_finish_and_resume_goes_on() -> None:
-    state, effects = step(training(), PAUSE, T0)
-    assert (collecting(state).pausing, effects) == (True, ())
-    state, _ = after(state, update("north"), update("south"), update("east"))
+    pausing, effects = step(training(), PAUSE, T0)
+    assert (collecting(pausing).pausing, effects) == (True, ())
+    state, _ = after(pausing, update("north"), update("south"), update("east"))
     state, effects = step(state, aggregated(), at(5))
     assert (paused(state).round, paused(state).purpose) == (2, Purpose.TRAIN)
     assert [type(effect) for effect in effects] == [RecordRound]

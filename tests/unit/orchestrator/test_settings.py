@@ -1,0 +1,59 @@
+"""The settings file, and how the process starts and refuses to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from messages.settings import SettingsError
+from orchestrator.app import main
+from orchestrator.settings import load
+
+GOOD = """
+bus: {connection_string_env: SILOBUS_CONNECTION}
+store: {directory: store}
+silos: [north, south]
+scratch: scratch
+"""
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "orchestrator.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_settings_file_is_read(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, GOOD))
+    assert settings.silos == ("north", "south")
+    assert settings.scratch == tmp_path / "scratch"
+    assert (settings.memory_mb, settings.max_delivery_count) == (256, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (GOOD.replace("[north, south]", "[north, north]"), "listed twice"),
+        (GOOD.replace("[north, south]", "[]"), "silos"),
+        (GOOD.replace("[north, south]", "[North]"), "silos"),
+        (GOOD + "silo: [north]\n", "no such field"),
+        (GOOD.replace("scratch: scratch", ""), "scratch"),
+    ],
+)
+def test_a_wrong_settings_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        load(written(tmp_path, text))
+
+
+def test_a_process_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(tmp_path / "missing.yaml")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_starting_does_not_import_what_only_training_needs() -> None:
+    code = "import sys, orchestrator.app; print([m for m in ('torch', 'azure', 'sklearn') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"

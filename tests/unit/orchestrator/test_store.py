@@ -1,0 +1,125 @@
+"""Documents in a store: read and written by compare-and-swap, parsed once, only ever moved forward."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from messages import names
+from messages.errors import Conflict, Poison
+from messages.schemas import Head, Offer, SiloHeartbeat, SiloHello
+from messages.transport.memory_store import MemoryStore
+from orchestrator import store as module
+from orchestrator.documents import ExperimentDocument, Numbered
+from orchestrator.experiment.effects import PublishHead
+from orchestrator.experiment.state import Ended, RunOutcome, Tombstone
+from orchestrator.presence import Attendance
+from orchestrator.store import Documents
+from tests.unit.experiment.given import RUN, T0, at, training
+from tests.virtual_clock import VirtualClock
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def tombstone(name: str = "exp") -> ExperimentDocument:
+    return ExperimentDocument(state=Tombstone(experiment=name, since=T0))
+
+
+def over() -> Ended:
+    return Ended(run=training().run, round=1, outcome=RunOutcome.FAILED, reason="because", ended_at=at(9))
+
+
+async def test_a_document_is_written_only_over_the_version_that_was_read() -> None:
+    documents = Documents(MemoryStore())
+    nothing = await documents.load("exp")
+    assert (nothing.document, nothing.etag) == (None, None)
+    first = await documents.save("exp", tombstone(), replacing=nothing)
+    second = await documents.save("exp", ExperimentDocument(state=training(), sequence=4), replacing=first)
+    for late in (nothing, first):
+        with pytest.raises(Conflict):
+            await documents.save("exp", tombstone(), replacing=late)
+    assert await Documents(documents._store).load("exp") == second
+
+
+async def test_a_version_is_parsed_once_and_another_one_is_seen() -> None:
+    store = MemoryStore()
+    one, two = Documents(store), Documents(store)
+    saved = await one.save("exp", tombstone(), replacing=await one.load("exp"))
+    assert (await one.load("exp")).document is saved.document
+    newer = await two.save("exp", ExperimentDocument(state=training()), replacing=await two.load("exp"))
+    assert await one.load("exp") == newer
+
+
+async def test_a_document_that_grew_beyond_all_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    documents = Documents(MemoryStore())
+    with pytest.raises(Poison) as caught:
+        await documents.save("exp", ExperimentDocument(state=training()), replacing=await documents.load("exp"))
+    assert caught.value.reason == "state-too-large"
+
+
+async def test_what_is_known_to_be_over_is_not_looked_at_again() -> None:
+    documents = Documents(MemoryStore())
+    live = ExperimentDocument(state=training())
+    undone = PublishHead(head=Head(run=RUN, round=1, announcement=1, phase="ended"))
+    pending = ExperimentDocument(state=over(), sequence=1, outbox=(Numbered(sequence=1, effect=undone),))
+    for name, document in {"live": live, "over": tombstone("over"), "pending": pending}.items():
+        await documents.save(name, document, replacing=await documents.load(name))
+    assert await documents.experiments() == ["live", "pending"]
+    assert await Documents(documents._store).experiments() == ["live", "over", "pending"]
+    other = Documents(documents._store)
+    await other.save("over", live, replacing=await other.load("over"))
+    assert await documents.experiments() == ["live", "over", "pending"]
+
+
+async def test_a_record_is_written_once() -> None:
+    documents = Documents(MemoryStore())
+    ended = over()
+    await documents.record_run(ended)
+    await documents.record_run(ended.model_copy(update={"reason": "another"}))
+    found = await documents._store.read(names.STATE, names.run_blob(RUN))
+    assert Ended.model_validate_json(found.data) == ended
+    assert await documents.is_over(RUN)
+    assert not await documents.is_over("exp_11111111")
+
+
+# --- presence ----------------------------------------------------------------------------------------------------
+
+
+def hello(instance: str, task: str = "toy") -> SiloHello:
+    offers = [Offer(task=task, code="c" * 64)]
+    return SiloHello(instance=instance * 32, agent_version="1", policy="d" * 64, offers=offers, at=NOON)
+
+
+def beat(run: str = RUN, steps: int = 0) -> SiloHeartbeat:
+    return SiloHeartbeat(run=run, round=1, doing="training", steps=steps, progress_age=0, at=NOON)
+
+
+async def test_an_older_hello_never_replaces_a_newer_one() -> None:
+    documents = Documents(MemoryStore())
+    attendance = Attendance(documents, VirtualClock())
+    assert await attendance.is_news("north", hello("a"), NOON)
+    await attendance.said_hello("north", hello("a"), NOON)
+    assert not await attendance.is_news("north", hello("a"), NOON)
+    assert await attendance.is_news("north", hello("b"), NOON)
+    earlier = NOON - timedelta(seconds=1)
+    assert not await attendance.is_news("north", hello("b"), earlier)
+    await attendance.said_hello("north", hello("b", task="old"), earlier)
+    known = await documents.presence("north")
+    assert known is not None
+    assert (known.offers("toy"), known.offers("old")) == (True, False)
+
+
+async def test_a_hello_does_not_forget_heartbeats_and_only_recent_runs_are_kept() -> None:
+    documents, clock = Documents(MemoryStore()), VirtualClock()
+    attendance = Attendance(documents, clock)
+    for number in range(25):
+        await attendance.heartbeat("north", beat(run=f"exp_{number:08x}"), NOON + timedelta(seconds=number))
+    await attendance.said_hello("north", hello("a"), NOON + timedelta(seconds=30))
+    await attendance.heartbeat("north", beat(run="exp_00000000"), NOON)
+    known = await documents.presence("north")
+    assert known is not None
+    assert known.seen_at == NOON + timedelta(seconds=30)
+    assert sorted(known.heartbeats) == [f"exp_{number:08x}" for number in range(5, 25)]
+    assert known.offers("toy")
