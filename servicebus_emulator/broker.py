@@ -56,14 +56,17 @@ class Message:
 
     @property
     def expires_at(self) -> int | None:
-        """Dead letters never expire, scheduled messages only once they are active."""
-        if self.ttl is None or self.dead or self.state is State.SCHEDULED:
+        """Dead letters never expire."""
+        if self.ttl is None or self.dead:
             return None
         return self.enqueued_at + self.ttl
 
     @property
     def deadline(self) -> int | None:
-        """When time alone next changes this message. A locked message does not expire before its lock does."""
+        """When time alone next changes this message.
+
+        A locked message does not expire before its lock does, and a scheduled one not before it is active.
+        """
         if self.lock is not None:
             return self.locked_until
         if self.state is State.SCHEDULED:

@@ -24,6 +24,7 @@ class Carrier(Protocol):
     """What a link needs of its session."""
 
     def is_ready(self) -> bool: ...
+    def reserve(self, deliveries: int, size: int) -> None: ...
     def grant(self, handle: int, delivery_count: int, credit: int) -> None: ...
     def report_drained(self, handle: int, delivery_count: int) -> None: ...
     def acknowledge(self, delivery_id: int, state: Described) -> None: ...
@@ -209,6 +210,7 @@ class QueueOutlet(SendingLink):
         self.spend()
         token = message.lock
         payload = render_delivery(message)
+        self.session.reserve(1, len(payload))
         self._live.journal.after_commit(lambda: self._transmit(token, payload))
 
     def _transmit(self, token: UUID | None, payload: bytes) -> None:
@@ -217,6 +219,7 @@ class QueueOutlet(SendingLink):
             self.session.transmit(self, tag, payload, settled=self.deletes, token=token)
         elif token is not None:
             self._release_unsent(token)
+        self.session.reserve(-1, -len(payload))
 
     def _release_unsent(self, token: UUID) -> None:
         """The client went away before the message left: it was never delivered."""

@@ -30,6 +30,7 @@ from servicebus_emulator.performatives import (
 INCOMING_WINDOW = 4096
 OUTGOING_WINDOW = 0x7FFFFFFF
 HANDLE_MAX = 1023
+MOST_RESERVED_BYTES = 4 * 1024 * 1024
 RECEIVER = True
 
 
@@ -67,6 +68,8 @@ class Session:
         self._detaching: set[int] = set()  # we have detached; the peer has not confirmed
         self._unsettled: dict[int, tuple[SendingLink, UUID]] = {}
         self._outbox: deque[tuple[Transfer, bytes]] = deque()
+        self._reserved = 0  # deliveries, and their bytes, that are on their way to disk
+        self._reserved_bytes = 0
         self.ended = False
 
     def handle(self, performative: Performative, payload: bytes) -> None:
@@ -284,7 +287,20 @@ class Session:
         self._flush()
 
     def is_ready(self) -> bool:
-        return not self.ended and not self._outbox and self._remote_window > 0 and self._is_writable()
+        """What is locked for the peer now would leave as soon as that is on disk."""
+        return (
+            not self.ended
+            and not self._outbox
+            and self._remote_window > self._reserved
+            and self._reserved_bytes < MOST_RESERVED_BYTES
+            and self._is_writable()
+        )
+
+    def reserve(self, deliveries: int, size: int) -> None:
+        self._reserved += deliveries
+        self._reserved_bytes += size
+        if deliveries < 0 and self._reserved == 0:
+            self.resume()
 
     def resume(self) -> None:
         """The way is free again: links that have credit ask for messages."""

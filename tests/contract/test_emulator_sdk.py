@@ -275,7 +275,7 @@ async def test_a_waiting_receiver_is_served_at_once(start: Start) -> None:
         began = time.perf_counter()
         await sender.send_messages(ServiceBusMessage("x"))
         await waiting
-        assert time.perf_counter() - began < 0.6  # the SDK itself waits 0.2 s for more
+        assert time.perf_counter() - began < PATIENTLY / 2
 
 
 async def test_only_what_was_asked_for_is_locked(start: Start) -> None:
@@ -288,21 +288,22 @@ async def test_only_what_was_asked_for_is_locked(start: Start) -> None:
 
 async def test_every_message_goes_to_one_of_many_receivers(start: Start) -> None:
     emulator = start()
-    expected = [f"m{number}" for number in range(200)]
-
-    async def drain(found: list[str]) -> None:
-        async with opened(emulator, prefetch_count=5) as (_, receiver):
-            while messages := await receiver.receive_messages(max_message_count=10, max_wait_time=0.7):
-                for message in messages:
-                    found.append(body(message))
-                    await receiver.complete_message(message)
-
-    async with opened(emulator) as (sender, _):
-        await sender.send_messages([ServiceBusMessage(text) for text in expected])
+    expected = [f"m{number}" for number in range(150)]
     shares: list[list[str]] = [[], [], []]
-    await asyncio.gather(*(drain(share) for share in shares))
-    assert Counter(text for share in shares for text in share) == Counter(expected)
-    assert all(shares), "one receiver got nothing"
+
+    async def drain(receiver: ServiceBusReceiver, share: list[str]) -> None:
+        while sum(map(len, shares)) < len(expected):
+            for message in await receiver.receive_messages(max_message_count=5, max_wait_time=BRIEFLY):
+                share.append(body(message))
+                await receiver.complete_message(message)
+
+    async with opened(emulator) as (sender, one), opened(emulator) as (_, two), opened(emulator) as (_, three):
+        draining = [drain(receiver, share) for receiver, share in zip((one, two, three), shares, strict=True)]
+        draining.append(sender.send_messages([ServiceBusMessage(text) for text in expected]))
+        await asyncio.wait_for(asyncio.gather(*draining), 30)
+        assert Counter(text for share in shares for text in share) == Counter(expected)
+        assert all(shares), "one receiver got nothing"
+        await receive_nothing(one)
 
 
 # ------------------------------------------------------------------------------------------------------- settling
@@ -416,8 +417,7 @@ async def test_settling_over_the_management_link_works_after_the_link_is_gone(st
 
 
 async def test_an_expired_lock_redelivers_and_the_late_settlement_fails(start: Start) -> None:
-    emulator = start(LockDuration="PT1S")
-    async with opened(emulator) as (sender, receiver):
+    async with opened(start(LockDuration="PT2S")) as (sender, receiver):
         await sender.send_messages(ServiceBusMessage("slow"))
         late = await receive_one(receiver)
         again = await receive_one(receiver)
@@ -425,44 +425,45 @@ async def test_an_expired_lock_redelivers_and_the_late_settlement_fails(start: S
         assert again.delivery_count == 1
         with pytest.raises(MessageLockLostError):
             await receiver.complete_message(unexpired(late))
+        await receiver.complete_message(again)
         with pytest.raises(MessageLockLostError):
             await receiver.renew_message_lock(unexpired(late))
-        await receiver.complete_message(again)
         await receive_nothing(receiver)
 
 
 async def test_a_renewed_lock_outlives_its_duration(start: Start) -> None:
-    emulator = start(LockDuration="PT1S")
+    emulator = start(LockDuration="PT2S")
     async with opened(emulator) as (sender, receiver), opened(emulator) as (_, other):
         await sender.send_messages(ServiceBusMessage("long"))
         message = await receive_one(receiver)
-        until = message.locked_until_utc
+        until = first = message.locked_until_utc
+        assert first is not None
         assert until is not None
-        rival = asyncio.create_task(other.receive_messages(max_wait_time=1.6))
-        for _ in range(3):
-            await asyncio.sleep(0.5)
+        rival = asyncio.create_task(other.receive_messages(max_wait_time=3))
+        while datetime.now(UTC) < first + timedelta(seconds=0.5):
             renewed = await receiver.renew_message_lock(message)
             assert renewed > until
             until = renewed
-        assert await rival == []
+            await asyncio.sleep(0.5)
         await receiver.complete_message(message)
+        assert await rival == []
 
 
 async def test_a_lock_outlives_its_connection_until_it_expires(start: Start) -> None:
-    emulator = start(LockDuration="PT2S")
-    async with connected(emulator) as (sender, receiver):
+    emulator = start(LockDuration="PT3S")
+    async with opened(emulator) as (_, after), opened(emulator) as (sender, receiver):
         await sender.send_messages(ServiceBusMessage("held"))
         until = (await receive_one(receiver)).locked_until_utc
-    async with opened(emulator) as (_, receiver):
-        await receive_nothing(receiver)
-        again = await receive_one(receiver)
+        receiver._handler._connection._transport.writer.transport.abort()
+        await receive_nothing(after)
+        again = await receive_one(after)
         assert until is not None
         assert datetime.now(UTC) >= until
         assert again.delivery_count == 1
 
 
 async def test_locks_and_delivery_counts_survive_a_kill(start: Start) -> None:
-    emulator = start(LockDuration="PT3S")
+    emulator = start()
     async with opened(emulator) as (sender, receiver):
         await sender.send_messages([ServiceBusMessage("a"), ServiceBusMessage("b")])
         await receiver.abandon_message(await receive_one(receiver))
@@ -510,8 +511,8 @@ async def test_an_expired_message_is_dead_lettered_if_the_queue_says_so(start: S
 
 @pytest.mark.parametrize("how", ["annotation", "operation"])
 async def test_a_scheduled_message_comes_when_it_is_due(start: Start, how: str) -> None:
-    due = datetime.now(UTC) + timedelta(seconds=1.5)
     async with opened(start()) as (sender, receiver):
+        due = datetime.now(UTC) + timedelta(seconds=1.5)
         if how == "annotation":
             await sender.send_messages(ServiceBusMessage("later", scheduled_enqueue_time_utc=due))
         else:
@@ -520,14 +521,14 @@ async def test_a_scheduled_message_comes_when_it_is_due(start: Start, how: str) 
         (peeked,) = await receiver.peek_messages()
         assert peeked.state is ServiceBusMessageState.SCHEDULED
         message = await receive_one(receiver)
-        assert timedelta(0) <= datetime.now(UTC) - due < timedelta(seconds=1)
+        assert timedelta(0) <= datetime.now(UTC) - due < timedelta(seconds=5)
         assert message.enqueued_time_utc is not None
         assert message.enqueued_time_utc >= due - timedelta(milliseconds=2)
 
 
 async def test_a_cancelled_schedule_never_comes(start: Start) -> None:
-    due = datetime.now(UTC) + timedelta(seconds=1)
     async with opened(start()) as (sender, receiver):
+        due = datetime.now(UTC) + timedelta(seconds=2)
         one, two = await sender.schedule_messages([ServiceBusMessage("one"), ServiceBusMessage("two")], due)
         await sender.cancel_scheduled_messages(one)
         assert await bodies(receiver, 1) == ["two"]
@@ -604,36 +605,36 @@ async def test_peeking_goes_through_everything_and_locks_nothing(start: Start) -
 
 
 async def test_a_kill_under_load_loses_and_repeats_nothing_acknowledged(start: Start) -> None:
-    """Six clients send and two receive while the emulator is killed, three times over."""
+    """Six clients send and two receive while the emulator is killed, twice."""
     emulator = start()
     sent: set[str] = set()
+    perhaps_sent: set[str] = set()  # the emulator died before it answered
     completed: Counter[str] = Counter()
-    uncertain: set[str] = set()  # the emulator died before it answered
+    perhaps_completed: set[str] = set()
 
-    async def send_for_a_while(stop: asyncio.Event) -> None:
-        async with client_of(emulator) as client, client.get_queue_sender("q") as sender:
+    async def send(stop: asyncio.Event) -> None:
+        async with opened(emulator) as (sender, _):
             while not stop.is_set():
-                batch = [f"{uuid4().hex}" for _ in range(3)]
-                uncertain.update(batch)
+                batch = [uuid4().hex for _ in range(3)]
+                perhaps_sent.update(batch)
                 await sender.send_messages([ServiceBusMessage(text, message_id=text) for text in batch])
                 sent.update(batch)
-                uncertain.difference_update(batch)
 
-    async def receive_for_a_while(stop: asyncio.Event, maybe_completed: set[str]) -> None:
+    async def receive(stop: asyncio.Event) -> None:
         async with opened(emulator) as (_, receiver):
             while not stop.is_set():
                 for message in await receiver.receive_messages(max_message_count=5, max_wait_time=1):
-                    maybe_completed.add(body(message))
+                    perhaps_completed.add(body(message))
                     await receiver.complete_message(message)
-                    maybe_completed.discard(body(message))
                     completed[body(message)] += 1
 
-    maybe_completed: set[str] = set()
-    for _ in range(3):
+    for turn in (1, 2):
         stop = asyncio.Event()
-        clients = [asyncio.create_task(send_for_a_while(stop)) for _ in range(6)]
-        clients += [asyncio.create_task(receive_for_a_while(stop, maybe_completed)) for _ in range(2)]
-        await asyncio.sleep(1.0)
+        clients = [asyncio.create_task(send(stop)) for _ in range(6)]
+        clients += [asyncio.create_task(receive(stop)) for _ in range(2)]
+        async with asyncio.timeout(30):
+            while len(sent) < 300 * turn or len(completed) < 30 * turn:  # noqa: ASYNC110 - two conditions at once
+                await asyncio.sleep(0.01)
         emulator.kill()
         stop.set()
         await asyncio.wait(clients, timeout=30)
@@ -642,21 +643,17 @@ async def test_a_kill_under_load_loses_and_repeats_nothing_acknowledged(start: S
         await asyncio.gather(*clients, return_exceptions=True)
         emulator.start()
 
+    left: Counter[str] = Counter()
+    numbers = [0]
     async with opened(emulator) as (_, receiver):
-        left: Counter[str] = Counter()
-        numbers: list[int] = []
-        first = 1
-        while page := await receiver.peek_messages(max_message_count=200, sequence_number=first):
+        while page := await receiver.peek_messages(max_message_count=200, sequence_number=numbers[-1] + 1):
             left.update(body(message) for message in page)
             numbers += [message.sequence_number or 0 for message in page]
-            first = numbers[-1] + 1
-    assert len(sent) > 100, "too little was sent for this to mean anything"
-    assert len(completed) > 10, "too little was received for this to mean anything"
-    assert not sent - left.keys() - completed.keys() - maybe_completed, "acknowledged messages were lost"
+    assert not sent - left.keys() - perhaps_completed, "acknowledged messages were lost"
     assert not left.keys() & completed.keys(), "completed messages came back"
     assert set(left.values()) <= {1}
     assert set(completed.values()) <= {1}
-    assert left.keys() <= sent | uncertain
+    assert left.keys() <= perhaps_sent
     assert numbers == sorted(set(numbers))
 
 

@@ -308,6 +308,15 @@ def test_a_deferred_message_is_had_by_its_number_only() -> None:
     assert bench.texts() == ["b"]
 
 
+def test_a_deferred_message_can_be_dead_lettered_and_is_then_had_as_any_other() -> None:
+    bench = Bench()
+    number = bench.send("a")
+    bench.queue.defer(bench.take()[1], bench.now)
+    (message,) = bench.queue.receive_deferred([number], bench.now, dead=False, lock=True)
+    bench.queue.dead_letter(message.lock or uuid4(), bench.now, "why", None)
+    assert bench.take(dead=True)[0] == "a"
+
+
 def test_a_duplicate_within_the_window_is_dropped_and_does_not_prolong_it() -> None:
     bench = Bench(requires_duplicate_detection=True, duplicate_window=10 * SECOND)
     assert bench.send("a", key="k") == 1

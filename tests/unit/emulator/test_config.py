@@ -1,0 +1,79 @@
+"""The configuration file: the official emulator's format, and refusals that name their place."""
+
+from typing import Any
+
+import pytest
+
+from servicebus_emulator.config import ConfigError, QueueSettings, parse_config, parse_duration
+
+
+def document(*queues: dict[str, Any]) -> dict[str, Any]:
+    namespace = {"Name": "sbemulatorns", "Queues": list(queues), "Topics": []}
+    return {"UserConfig": {"Namespaces": [namespace], "Logging": {"Type": "File"}}}
+
+
+def test_a_queue_of_the_official_example_is_read() -> None:
+    properties = {
+        "DeadLetteringOnMessageExpiration": True,
+        "DefaultMessageTimeToLive": "PT1H",
+        "DuplicateDetectionHistoryTimeWindow": "PT20S",
+        "ForwardDeadLetteredMessagesTo": "",
+        "ForwardTo": "",
+        "LockDuration": "PT1M30.5S",
+        "MaxDeliveryCount": 3,
+        "RequiresDuplicateDetection": True,
+        "RequiresSession": False,
+    }
+    assert parse_config(document({"Name": "queue.1", "Properties": properties}, {"Name": "plain"})) == {
+        "queue.1": QueueSettings(
+            lock_duration=90_500,
+            max_delivery_count=3,
+            default_ttl=3_600_000,
+            dead_letter_on_expiration=True,
+            requires_duplicate_detection=True,
+            duplicate_window=20_000,
+        ),
+        "plain": QueueSettings(),
+    }
+
+
+def test_for_ever_means_for_ever() -> None:
+    for_ever = {"DefaultMessageTimeToLive": "P10675199DT2H48M5.4775807S"}
+    assert parse_config(document({"Name": "q", "Properties": for_ever}))["q"].default_ttl is None
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("PT1S", 1000), ("PT0.25S", 250), ("PT1M", 60_000), ("P14D", 1_209_600_000), ("P1DT2H3M4S", 93_784_000)],
+)
+def test_durations_are_iso_8601(text: str, milliseconds: int) -> None:
+    assert parse_duration(text) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "P", "PT", "P1DT", "1M", "PT1", "PT-1S", "P1M", "PT1S ", "00:01:00"])
+def test_anything_else_is_not_a_duration(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ([], "the file is not a JSON object"),
+        ({"UserConfig": {"Namespaces": {}}}, "Namespaces is not a JSON array"),
+        ({"UserConfig": {"Namespaces": [{"Topics": [{"Name": "t"}]}]}}, "topics are not supported"),
+        (document({"Name": "a"}, {"Name": "A"}), "listed twice"),
+        (document({"Name": "-a"}), "not a queue's name"),
+        (document({"Name": 7}), "not a queue's name"),
+        (document({"Name": "q", "Properties": {"LockDurations": "PT1S"}}), "q: unknown properties LockDurations"),
+        (document({"Name": "q", "Properties": {"RequiresSession": True}}), "q: RequiresSession is not supported"),
+        (document({"Name": "q", "Properties": {"ForwardTo": "x"}}), "q: ForwardTo is not supported"),
+        (document({"Name": "q", "Properties": {"MaxDeliveryCount": 0}}), "q: MaxDeliveryCount"),
+        (document({"Name": "q", "Properties": {"MaxDeliveryCount": True}}), "q: MaxDeliveryCount"),
+        (document({"Name": "q", "Properties": {"LockDuration": 60}}), "q: LockDuration is a duration"),
+        (document({"Name": "q", "Properties": {"RequiresDuplicateDetection": "yes"}}), "is true or false"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(wrong: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        parse_config(wrong)
