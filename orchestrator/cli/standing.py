@@ -15,6 +15,7 @@ from messages import names
 from messages.ports import Store
 from orchestrator.cli.terminal import Complaint
 from orchestrator.documents import Presence
+from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.state import (
     Aggregating,
     Collecting,
@@ -67,7 +68,11 @@ class Reader:
         state = loaded.document.state
         if isinstance(state, Tombstone):
             return Standing(experiment, state, {}, {})
-        return Standing(experiment, state, await self._rounds(state.run.id), await self.presence(state.run.silos))
+        records = await self._rounds(state.run.id)
+        for numbered in loaded.document.outbox:  # a round that was over just now may not have its own document yet
+            if isinstance(numbered.effect, RecordRound) and numbered.effect.record.run == state.run.id:
+                records[numbered.effect.record.round] = numbered.effect.record
+        return Standing(experiment, state, dict(sorted(records.items())), await self.presence(state.run.silos))
 
     async def experiments(self) -> list[str]:
         """Every name that was ever used."""
@@ -93,4 +98,4 @@ class Reader:
                     known[number] = record
 
         await asyncio.gather(*(read(number) for number in there if number not in known))
-        return dict(sorted(known.items()))
+        return dict(known)

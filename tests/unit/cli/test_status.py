@@ -13,6 +13,8 @@ from messages.schemas import DeclineReason, Payload, Purpose
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.watch import Lines
 from orchestrator.cli.wording import as_json, status_of, waiting_for
+from orchestrator.documents import ExperimentDocument, Numbered
+from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.metrics import PooledMetric
 from orchestrator.experiment.state import (
     Best,
@@ -29,7 +31,7 @@ from orchestrator.experiment.state import (
     Tombstone,
     UpdateRecord,
 )
-from orchestrator.store import Documents
+from orchestrator.store import Documents, Loaded
 from tests.unit.cli.conftest import Federation, run
 from tests.unit.experiment.given import RUN, T0, after, at, training, update, weights
 
@@ -139,6 +141,14 @@ def test_the_command_prints_the_same_as_json_and_in_words(silobus: Federation) -
     assert said["models"]["last"]["blob"] == f"global/{names.weights_blob(RUN, 2, weights('two').sha256)}"
     assert "completed" in words
     assert "0.25" in words
+
+
+def test_a_round_that_is_over_counts_before_its_own_document_is_written(silobus: Federation) -> None:
+    outbox = (Numbered(sequence=7, effect=RecordRound(record=record(2, loss=0.25))),)
+    document = ExperimentDocument(state=ENDED, sequence=7, outbox=outbox)
+    run(Documents(silobus.store).save("exp", document, replacing=Loaded(None, None)))
+
+    assert json.loads(silobus("status", "exp", "--json").stdout)["metrics"] == {"loss": 0.25}
 
 
 def test_without_a_name_every_experiment_and_every_silo_is_listed(silobus: Federation) -> None:
