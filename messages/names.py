@@ -107,6 +107,6 @@ def run_id(experiment: str, message_id: str, body: bytes) -> str:
 
 def experiment_of(run: str) -> str:
     """The experiment's name inside a run id. Raises ValueError for anything that is not a run id."""
-    if not re.match(RUN_PATTERN, run):
+    if not re.fullmatch(RUN_PATTERN, run):  # match() would let a newline follow
         raise ValueError(f"not a run id: {run[:80]!r}")
     return run.rpartition("_")[0]

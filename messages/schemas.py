@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from messages import names
 from messages.errors import Poison
@@ -106,7 +107,7 @@ class Quorum(Operator):
             case "all":
                 return silos
             case float(share):
-                return math.ceil(share * silos)
+                return max(1, math.ceil(share * silos - 1e-9))  # 0.07 of 100 is 7, whatever binary fractions say
             case int(number):
                 return number
 
@@ -440,7 +441,7 @@ class SiloHeartbeat(Machine):
 
 
 class Head(Machine):
-    """`global/<run>/head.json`, not a message: where a run stands. Agents look before they train and before they upload."""
+    """`global/<run>/head.json`, not a message: where a run stands. Agents look before training and uploading."""
 
     run: RunId
     round: RoundNumber
@@ -499,7 +500,7 @@ def decode(body: bytes, *expected: type[BaseModel]) -> Any:
     if len(body) > MAX_MESSAGE_BYTES:
         raise Poison("too-large", f"The message has {len(body)} bytes; {MAX_MESSAGE_BYTES} is the most.")
     try:
-        data = json.loads(body, parse_constant=_refuse_constant)
+        data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise Poison("not-json", f"The body is not UTF-8 JSON: {_short(str(error))}") from None
     kinds = {str(model.model_fields["kind"].default): model for model in expected}
@@ -536,7 +537,13 @@ def _short(text: str, most: int = 120) -> str:
 
 def _explain(kind: str, error: ValidationError) -> str:
     problems = [
-        f"{_short('.'.join(map(str, e['loc'])) or 'message')}: {_short(e['msg'])}"
+        f"{_short('.'.join(map(str, e['loc'])) or 'message')}: {_short(_in_our_words(e))}"
         for e in error.errors(include_input=False, include_url=False)[:10]
     ]
     return f"{kind} is not valid. " + "; ".join(problems)
+
+
+def _in_our_words(problem: ErrorDetails) -> str:
+    if problem["type"] == "union_tag_invalid":  # pydantic would repeat the value
+        return f"`kind` should be one of {problem['ctx']['expected_tags']}"
+    return problem["msg"]
