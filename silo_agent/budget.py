@@ -11,10 +11,15 @@ import threading
 from pathlib import Path
 from typing import final
 
+from messages.errors import SilobusError
 from silo_agent.journal import Journal
 
 Charge = tuple[str, int]
 """Run and round."""
+
+
+class BudgetBroken(SilobusError):
+    """The ledger cannot be read: how much was spent is not known, and nothing more may be."""
 
 
 @final
@@ -25,9 +30,14 @@ class Budget:
         self._journal = Journal(path)
         self._lock = threading.Lock()
         self._charged: dict[str, set[Charge]] = {}
-        for line in self._journal.found:
-            entry = json.loads(line)
-            self._count(entry["task"], (entry["run"], entry["round"]), charged=entry["charged"])
+        for number, line in enumerate(self._journal.found, 1):
+            try:
+                entry = json.loads(line)
+                self._count(entry["task"], (entry["run"], entry["round"]), charged=entry["charged"])
+            except (ValueError, TypeError, KeyError):
+                raise BudgetBroken(
+                    f"{path}, line {number}: is no line of the ledger; restore it from a backup"
+                ) from None
 
     def spent(self, task: str, *, besides: Charge | None = None) -> int:
         """Rounds charged to a task, not counting the one under decision."""

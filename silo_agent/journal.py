@@ -30,9 +30,14 @@ class Journal:
 
     def append(self, line: bytes, *, durable: bool = True) -> None:
         """Adds a line; if `durable`, it is on the disk on return."""
+        before = os.fstat(self._file).st_size
         data = line + b"\n"
-        while data:
-            data = data[os.write(self._file, data) :]
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:  # a full disk: half a line would spoil the next one
+            os.ftruncate(self._file, before)
+            raise
         if durable:
             os.fsync(self._file)
 

@@ -16,13 +16,24 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from messages.errors import InvalidWeights
-from messages.schemas import Count, DeclineReason, FailureCategory, MetricReport, Purpose, RoundAnnounced, Sha256
+from messages.schemas import (
+    MAX_MESSAGE_BYTES,
+    Count,
+    DeclineReason,
+    FailureCategory,
+    MetricReport,
+    Purpose,
+    RoundAnnounced,
+    Sha256,
+)
 from messages.weights import DTYPES, Layout, Scan, WeightsFault, scan_file, verify
 from silo_agent import outbound
 from silo_agent.home import TryDirectory
 from silo_agent.policy import Outbound
 
 _LONGEST_REPORT: Final = 8 << 20
+_LONGEST_METRICS: Final = MAX_MESSAGE_BYTES - 50_000
+"""The rest of a message is much smaller than what is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +123,8 @@ def examine(
     )
     if isinstance(leaving, outbound.Refused):
         return Withheld(leaving.reason, leaving.notes)
+    if sum(len(metric.model_dump_json()) for metric in leaving.metrics) > _LONGEST_METRICS:
+        return Unsound(FailureCategory.REPORT_INVALID, ("the metrics are too large for a message: use fewer bins",))
     return Allowed(
         update=scan,
         path=path,

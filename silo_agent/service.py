@@ -91,8 +91,6 @@ class Agent:
                 task.add_done_callback(lambda _: self._works.pop(key, None))
             work, task = self._works[key]
             await asyncio.wait((task,))  # and not `await task`: losing this delivery must not end the work
-            if task.cancelled():
-                await asyncio.Event().wait()  # the agent is stopping; its consumer gives the message back
             if (fault := task.exception()) is not None:
                 raise fault
             if not (isinstance(work.phase, Failed) and work.about < (*key, announced.announcement)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class LocalRunner(Runner):
         self._records = await asyncio.to_thread(Records, self._runtime / "processes")
         if killed := await asyncio.to_thread(self._records.kill_left_over):
             _log.warning("trainer.leftovers-killed", processes=killed)
+        await asyncio.to_thread(shutil.rmtree, self._runtime / "s", ignore_errors=True)  # sockets of the dead
         await asyncio.to_thread(lay_out, self._runtime)
 
     async def run(self, job: Job) -> Finished | Failed:

@@ -154,3 +154,13 @@ def test_evaluating_gives_metrics_and_no_update(tried: Try) -> None:
     assert len(found.metrics) == 1
     tried.write()
     assert tried.category(purpose=Purpose.EVALUATE) is FailureCategory.REPORT_INVALID
+
+
+def test_metrics_that_no_message_could_carry(tried: Try) -> None:
+    zeros = [0] * 1000
+    big = {"name": "loss", "phase": "received", "kind": "confusion", "count": 40_000 * 10**6}
+    tried.write(metrics=[{**big, "matrix": [[10**6] * 200] * 200}])
+    assert tried.category() is FailureCategory.REPORT_INVALID
+    histogram = {"name": "loss", "phase": "received", "kind": "histogram", "count": 40}
+    tried.write(metrics=[{**histogram, "positive": [40, *zeros[1:]], "negative": zeros}])
+    assert tried.category() is None
