@@ -26,6 +26,8 @@ from orchestrator.experiment.state import Aggregating, Collecting, Tombstone
 from orchestrator.store import Documents
 
 _LAYOUTS: Final = 16
+_VERIFIED_AT_ONCE: Final = 4
+"""Updates read at the same time, from however many silos: memory must not grow with their number."""
 
 
 @final
@@ -35,13 +37,14 @@ class Weights:
     def __init__(self, store: Store, scratch: Path, *, memory_budget: int) -> None:
         self._store, self._scratch, self._memory_budget = store, scratch, memory_budget
         self._layouts: dict[str, Layout] = {}
+        self._verifying, self._summing = asyncio.Semaphore(_VERIFIED_AT_ONCE), asyncio.Semaphore(1)
 
     async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> float:
         """Reads an update once and returns its norm. Raises Poison when it is not what it has to be."""
         expected = await self._expected(state)
         name = names.weights_blob(state.run.id, state.round, payload.sha256)
         with _as_poison(f"The weights of {silo} for round {state.round}"):
-            async with self._opened(names.updates_of(silo), name) as reader:
+            async with self._verifying, self._opened(names.updates_of(silo), name) as reader:
                 if reader.size != payload.bytes:
                     raise Poison("size-mismatch", f"{silo} announced {payload.bytes} bytes; there are {reader.size}.")
                 scan = await scan_blob(reader)
@@ -62,14 +65,15 @@ class Weights:
             request = run.request.strategy
             with self._directory() as directory:
                 target = directory / "global.safetensors"
-                scan = await aggregate(
-                    self._store,
-                    strategy_named(request.name, request.options),
-                    base=_base(state),
-                    contributions=_contributions(state),
-                    target=target,
-                    memory_budget=self._memory_budget,
-                )
+                async with self._summing:
+                    scan = await aggregate(
+                        self._store,
+                        strategy_named(request.name, request.options),
+                        base=_base(state),
+                        contributions=_contributions(state),
+                        target=target,
+                        memory_budget=self._memory_budget,
+                    )
                 return await self._put(run.id, closed.round, target, scan)
 
     async def place_initial(self, run: str, initial: FromExperiment | FromDigest, documents: Documents) -> Payload:

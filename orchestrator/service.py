@@ -61,6 +61,8 @@ from orchestrator.store import Documents
 from orchestrator.transitions import Experiments
 
 _log: Final = EventLog(__name__)
+_AT_ONCE: Final = 64
+"""Messages of one queue in hand; what is heavy about them waits its turn in `blobs`, so that nothing light does."""
 _ANSWERS: Final = {"update-published", "round-declined", "training-failed"}
 
 
@@ -273,7 +275,7 @@ class Orchestrator:
             handler,
             on_poison=on_poison,
             clock=self._clock,
-            concurrency=8,
+            concurrency=_AT_ONCE,
             max_delivery_count=self._max_delivery_count,
         )
 
