@@ -129,6 +129,12 @@ def test_a_dict_comes_back_with_its_types(given: Given, run: Run) -> None:
     assert math.copysign(1, restored["numbers"][4]) == -1
 
 
+def test_a_dict_comes_back_with_nothing_added(given: Given, run: Run) -> None:
+    restored = {"a": 0, "made by the script": 1}
+    there_and_back(given, run, {"a": 5}, restored)
+    assert restored == {"a": 5}
+
+
 def test_nan_comes_back(given: Given, run: Run) -> None:
     restored: dict[str, Any] = {}
     there_and_back(given, run, {"loss": math.nan}, restored)
