@@ -228,7 +228,7 @@ class Federation:
         return self._processes[name].pid
 
     def alive(self, name: str) -> bool:
-        return self._processes[name].poll() is None
+        return name in self._processes and self._processes[name].poll() is None
 
     def trainers(self, silo: str) -> list[int]:
         """Process ids of what trains in a silo."""
@@ -302,7 +302,7 @@ class Federation:
             with contextlib.suppress(FileNotFoundError):
                 told = (self.control(silo) / "training").read_text().split()
                 right = experiment in (None, names.experiment_of(told[1])) and round_number in (None, int(told[2]))
-                return int(told[0]) if right and os.path.exists(f"/proc/{told[0]}") else None
+                return int(told[0]) if right and int(told[0]) in self.trainers(silo) else None
             return None
 
         return self.until(pid, f"{silo} does not train")

@@ -31,6 +31,19 @@ def federation() -> Iterator[Federation]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def everything_runs_afterwards(federation: Federation) -> Iterator[None]:
+    """So that a test that fails is the only one."""
+    yield
+    for name in ("bus", "orchestrator", *federation.agents):
+        if not federation.alive(name):
+            federation.start(name)
+    for document in (federation.folder.store / names.STATE / "experiments").iterdir():
+        experiment = document.name.partition(".")[0]
+        federation.allow(experiment, ROUNDS)
+        federation.post({"kind": "cancel-experiment", "experiment": experiment})
+
+
 def completes_exactly(federation: Federation, run: str, rounds: int = ROUNDS) -> None:
     """The run completes, every round has one update of every silo, and the weights are right to the last bit."""
     federation.wait_for(names.experiment_of(run), "completed", 90)
