@@ -60,6 +60,7 @@ async def serve(options: argparse.Namespace, configured: dict[str, QueueSettings
     await stop.wait()
     server.close()
     namespace.close()
+    await journal.drained()  # whoever waits for an acknowledgement still gets it
     for connection in list(connections):
         connection.close()
     await journal.close()

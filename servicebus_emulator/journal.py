@@ -83,14 +83,16 @@ class GroupCommit:
             act()
 
     async def drained(self) -> None:
+        """All changes so far are on disk, and what waited for them has acted; or never will."""
+        if self._failed:
+            return
         done = self._loop.create_future()
         self.after_commit(lambda: done.set_result(None))
         await done
 
     async def close(self) -> None:
         """Write what there is and stop the thread."""
-        if not self._failed:
-            await self.drained()
+        await self.drained()
         self._batches.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
 

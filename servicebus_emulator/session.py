@@ -102,8 +102,9 @@ class Session:
         """2.6.3. A refused link is attached without source and target, then detached with the reason."""
         if attach.handle > HANDLE_MAX:
             raise ConnectionFault(errors.FRAMING_ERROR, "a handle is larger than handle-max")
-        if attach.handle in self._links or attach.handle in self._detaching:
+        if attach.handle in self._links:
             raise SessionFault(errors.HANDLE_IN_USE, f"handle {attach.handle} is in use")
+        self._detaching.discard(attach.handle)  # some clients never confirm the detach of a refused link
         link: SendingLink | ReceivingLink
         try:
             if attach.role is RECEIVER:

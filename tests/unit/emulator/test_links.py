@@ -1,6 +1,7 @@
 """Credit, windows, drains and dispositions, said frame by frame (AMQP 1.0 part 2.5 and 2.6)."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -21,9 +22,11 @@ from servicebus_emulator.performatives import (
     Disposition,
     End,
     Flow,
+    Performative,
     Transfer,
     outcome_code,
 )
+from servicebus_emulator.store import Batch
 from tests.unit.emulator.wire_peer import Bench, Peer, bench, flow, message
 
 REJECTED = 0x25
@@ -419,6 +422,81 @@ async def test_a_reply_waits_for_credit(made: Bench) -> None:
     await peer.credit(1)
     (reply,) = [reply for body, reply in peer.heard if isinstance(body, Transfer)]
     assert read_map(cut(reply).application_properties)["status-code"] == 202
+
+
+# ----------------------------------------------------------------------------------------------------- durability
+
+
+class Gate:
+    """Holds back the disk."""
+
+    def __init__(self, made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._free = threading.Event()
+        self._free.set()
+        write = made._store.write
+
+        def wait_and_write(batch: Batch) -> None:
+            assert self._free.wait(10)
+            write(batch)
+
+        monkeypatch.setattr(made._store, "write", wait_and_write)
+
+    async def hear_without_disk(self, peer: Peer, *performatives: Performative, payload: bytes = b"") -> int:
+        """How many frames were heard while nothing could be written. Then everything is."""
+        await peer.listen()
+        peer.heard.clear()
+        self._free.clear()
+        peer.connection.data_received(b"".join(write_frame(1, each, payload) for each in performatives))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        heard = len(peer.wire.written)
+        self._free.set()
+        await peer.listen()
+        return heard
+
+
+@pytest.fixture
+def gate(made: Bench, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(made, monkeypatch)
+
+
+async def test_a_message_is_accepted_only_when_it_is_on_disk(made: Bench, gate: Gate) -> None:
+    peer = await made.peer()
+    await peer.attach_sender()
+    transfer = Transfer(handle=0, delivery_id=0, delivery_tag=b"t")
+    assert await gate.hear_without_disk(peer, transfer, payload=message("a")) == 0
+    assert [d.state for d in peer.take(Disposition)] == [ACCEPTED_STATE]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["peek-lock", "receive-and-delete"])
+async def test_a_message_leaves_only_when_its_lock_or_removal_is_on_disk(made: Bench, gate: Gate, mode: int) -> None:
+    await fill(made, "a")
+    peer = await made.peer()
+    await peer.attach_receiver(snd_settle_mode=mode)
+    assert await gate.hear_without_disk(peer, flow(handle=0, delivery_count=0, link_credit=1)) == 0
+    assert payloads(peer) == ["a"]
+
+
+@pytest.mark.parametrize("code", [0x24, 0x25, 0x26, 0x27])
+async def test_an_outcome_is_confirmed_only_when_it_is_on_disk(made: Bench, gate: Gate, code: int) -> None:
+    await fill(made, "a")
+    peer = await made.peer()
+    await peer.attach_receiver()
+    await peer.credit(1)
+    outcome = Disposition(role=True, first=0, settled=False, state=Described(ULong(code), []))
+    assert await gate.hear_without_disk(peer, outcome) == 0
+    assert [outcome_code(d.state) for d in peer.take(Disposition)] == [code]
+
+
+async def test_a_management_reply_waits_for_the_disk(made: Bench, gate: Gate) -> None:
+    peer = await made.peer()
+    await peer.attach_receiver(0, "q/$management")
+    await peer.attach_sender(1, "q/$management")
+    await peer.credit(5)
+    payload = request("com.microsoft:schedule-message", {"messages": [{"message": message("a")}]})
+    transfer = Transfer(handle=1, delivery_id=0, delivery_tag=b"t")
+    assert await gate.hear_without_disk(peer, transfer, payload=payload) == 0
+    assert len(peer.take(Transfer)) == 1
 
 
 # -------------------------------------------------------------------------------------------------- back pressure
