@@ -27,8 +27,10 @@ from messages.ports import BlobInfo, Document, Reader
 from messages.transport.blob_names import check_blob, check_container, check_prefix, check_range
 from messages.transport.local_files import read_part, write_part
 
+_WHOLE: Final = 32 << 20
+"""A file of at most so many bytes is sent in one request, for which the right to create is enough; see `create`."""
 _BLOCK: Final = 8 << 20
-"""Bytes of a block, and of a range of a fetch; a file not longer than one is sent whole."""
+"""Bytes of a block, and of a range of a fetch."""
 _MOST_BLOCKS: Final = 50_000
 _IN_PARALLEL: Final = 4
 
@@ -59,8 +61,8 @@ def connect(
 class AzureBlobStore:
     """`messages.ports.Store` over an account's blob service."""
 
-    def __init__(self, service: BlobServiceClient) -> None:
-        self._service = service
+    def __init__(self, service: BlobServiceClient, *, whole: int = _WHOLE, block: int = _BLOCK) -> None:
+        self._service, self._whole, self._block = service, whole, block
 
     async def read(self, container: str, name: str, *, limit: int = 4 << 20) -> Document:
         blob = self._blob(container, name)
@@ -89,12 +91,14 @@ class AzureBlobStore:
         return str(answer["etag"])
 
     async def create(self, container: str, name: str, source: Path | bytes) -> None:
+        """See the port. Azure lets an identity with no more than the right to create send one request, but no blocks:
+        beyond `whole` bytes the identity needs the right to write."""
         blob = self._blob(container, name)
         size = len(source) if isinstance(source, bytes) else (await asyncio.to_thread(source.stat)).st_size
         try:
             with _in_our_words(f"{container}/{name}"):
-                if not isinstance(source, bytes) and size > _BLOCK:
-                    await _create_from_blocks(blob, source, size)
+                if not isinstance(source, bytes) and size > self._whole:
+                    await _create_from_blocks(blob, source, size, self._block)
                     return
                 data = source if isinstance(source, bytes) else await asyncio.to_thread(source.read_bytes)
                 await blob.upload_blob(data, length=len(data), overwrite=False)
@@ -112,13 +116,13 @@ class AzureBlobStore:
         partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
 
         async def copy(offset: int) -> None:
-            data = await reader.read(offset, min(_BLOCK, reader.size - offset))
+            data = await reader.read(offset, min(self._block, reader.size - offset))
             await asyncio.to_thread(write_part, partial, offset, data)
 
         with _in_our_words(f"{container}/{name}"):
             await asyncio.to_thread(partial.touch, 0o600, exist_ok=False)
             try:
-                await _in_parallel(copy, range(0, reader.size, _BLOCK))
+                await _in_parallel(copy, range(0, reader.size, self._block))
                 await asyncio.to_thread(_hand_out, partial, target)
             finally:
                 await asyncio.to_thread(partial.unlink, missing_ok=True)
@@ -177,19 +181,25 @@ class _BlobReader:
         """Nothing is held."""
 
 
-async def _create_from_blocks(blob: BlobClient, source: Path, size: int) -> None:
+async def _create_from_blocks(blob: BlobClient, source: Path, size: int, block: int) -> None:
     """Sends the file in parallel. Blocks count for nothing until they are listed, and that happens only once."""
     with contextlib.suppress(NotFound, Forbidden), _in_our_words(str(blob.blob_name)):
-        await blob.get_blob_properties()  # an identity that may only create cannot ask, and need not
+        await blob.get_blob_properties()  # an identity that may not read cannot ask, and need not
         raise AlreadyExists(f"{blob.container_name}/{blob.blob_name} is there already.")
-    length = max(_BLOCK, -(-size // _MOST_BLOCKS))
+    length = max(block, -(-size // _MOST_BLOCKS))
     attempt = secrets.token_hex(8)  # so that nobody else's blocks are listed
 
     async def stage(offset: int) -> None:
         data = await asyncio.to_thread(read_part, source, offset, min(length, size - offset))
         await blob.stage_block(_block_id(attempt, offset // length), data, length=len(data))
 
-    await _in_parallel(stage, range(0, size, length))
+    try:
+        with _in_our_words(f"{blob.container_name}/{blob.blob_name}"):
+            await _in_parallel(stage, range(0, size, length))
+    except Forbidden as error:
+        raise Forbidden(
+            f"{error} A file of {size} bytes travels in blocks, for which creating is not enough."
+        ) from None
     blocks = [BlobBlock(_block_id(attempt, number)) for number in range(-(-size // length))]
     await blob.commit_block_list(blocks, match_condition=MatchConditions.IfMissing)
 

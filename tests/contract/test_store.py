@@ -28,7 +28,7 @@ from tests.fakes.blob_server import BlobServer
 
 ACCOUNT = os.environ.get("SILOBUS_TEST_BLOB")
 UNSET = "SILOBUS_TEST_BLOB is not set: it names the account (or Azurite) to test with"
-LARGE = 20 * 1024 * 1024 + 13
+LARGE = 5 * 1024 * 1024 + 13
 """Bytes that need several blocks and ranges."""
 
 
@@ -64,7 +64,7 @@ class _account:
 
     async def __aenter__(self) -> tuple[Store, str]:
         await self.service.create_container(self.name)
-        return AzureBlobStore(self.service), self.name
+        return AzureBlobStore(self.service, whole=1 << 20, block=2 << 20), self.name
 
     async def __aexit__(self, *_: object) -> None:
         if ACCOUNT:
@@ -210,7 +210,7 @@ async def test_of_creators_at_the_same_time_exactly_one_wins(place: tuple[Store,
     store, container = place
     sources = [tmp_path / f"source{number}" for number in range(4)]
     for number, source in enumerate(sources):
-        source.write_bytes(_pattern(9 << 20, number))
+        source.write_bytes(_pattern(3 << 20, number))
     creations = [store.create(container, "a.bin", source) for source in sources]
     results = await asyncio.gather(*creations, return_exceptions=True)
     won = [number for number, result in enumerate(results) if result is None]

@@ -133,8 +133,12 @@ class BlobServer:
         raise Refused(400, "UnsupportedOperation")
 
     def _check_rights(self, asked: Asked) -> None:
-        needed = {"GET": "l" if "restype" in asked.query else "r", "HEAD": "r", "PUT": "c", "DELETE": "d"}[asked.method]
-        if needed not in asked.query.get("sp", ""):
+        needed = {"GET": "l" if "restype" in asked.query else "r", "HEAD": "r", "PUT": "cw", "DELETE": "d"}[
+            asked.method
+        ]
+        if asked.query.get("comp") in ("block", "blocklist"):
+            needed = "w"  # as Azurite has it: creating is not enough
+        if not set(needed) & set(asked.query.get("sp", "")):
             raise Refused(403, "AuthorizationPermissionMismatch")
 
     def _existing(self, name: str) -> Container:

@@ -124,6 +124,10 @@ def test_integer_weights_keep_their_proportions_within_the_limit(weights: list[i
         assert abs(weight / sum(weights) - small / sum(reduced)) < 1e-7
 
 
+def test_integer_weights_are_exact_when_a_common_divisor_makes_them_small() -> None:
+    assert integers.integer_weights([2**40, 2**41, 0]) == (1, 2, 0)
+
+
 @pytest.mark.parametrize("extreme", [0, 2**64 - 1])
 def test_the_sums_of_integers_do_not_overflow_at_the_limit(extreme: int) -> None:
     models = [{"a": np.array([extreme], np.uint64)}] * 3

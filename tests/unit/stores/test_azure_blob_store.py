@@ -31,7 +31,8 @@ async def server() -> AsyncIterator[BlobServer]:
 @pytest.fixture
 async def store(server: BlobServer) -> AsyncIterator[AzureBlobStore]:
     """Without the SDK's own retries, so that every fault is seen at once."""
-    store = AzureBlobStore(BlobServiceClient.from_connection_string(server.connection_string, retry_total=0))
+    service = BlobServiceClient.from_connection_string(server.connection_string, retry_total=0)
+    store = AzureBlobStore(service, whole=MB, block=2 * MB)
     yield store
     await store.close()
 
@@ -124,20 +125,24 @@ def a_signature(rights: str) -> str:
     return f"sv=2024-11-04&sr=c&sp={rights}&sig={SIGNATURE}"
 
 
-async def test_a_signature_that_allows_only_creating_creates_small_and_large_blobs(
+async def test_the_right_to_create_is_enough_for_what_is_sent_whole_and_blocks_need_the_right_to_write(
     server: BlobServer, tmp_path: Path
 ) -> None:
-    store = connect(account_url=server.url, sas=a_signature("c"))
-    (tmp_path / "large").write_bytes(os.urandom(9 * MB))
-    await store.create("place", "small", b"1")
-    await store.create("place", "large", tmp_path / "large")
-    with pytest.raises(AlreadyExists):
-        await store.create("place", "large", tmp_path / "large")
-    for attempt in (store.read("place", "small"), store.open("place", "small"), store.delete("place", "small")):
-        with pytest.raises(Forbidden):
-            await attempt
-    assert server.containers["place"].blobs["large"].data == (tmp_path / "large").read_bytes()
-    await store.close()
+    content = os.urandom(9 * MB)
+    (tmp_path / "source").write_bytes(content)
+    creates, writes = (BlobServiceClient(server.url, credential=a_signature(rights)) for rights in ("c", "cw"))
+    async with creates, writes:
+        whole, blocks = AzureBlobStore(creates), AzureBlobStore(creates, whole=MB)
+        await whole.create("place", "whole", tmp_path / "source")
+        with pytest.raises(AlreadyExists):
+            await whole.create("place", "whole", tmp_path / "source")
+        with pytest.raises(Forbidden, match="travels in blocks"):
+            await blocks.create("place", "blocks", tmp_path / "source")
+        for attempt in (whole.read("place", "whole"), whole.open("place", "whole"), whole.delete("place", "whole")):
+            with pytest.raises(Forbidden):
+                await attempt
+        await AzureBlobStore(writes, whole=MB).create("place", "blocks", tmp_path / "source")
+    assert {blob.data for blob in server.containers["place"].blobs.values()} == {content}
 
 
 async def test_no_error_tells_a_signature_or_a_key(server: BlobServer, tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_there_is_exactly_one_way_in(ways: dict[str, str]) -> None:
 async def test_a_blob_is_never_written_without_a_condition(
     server: BlobServer, store: AzureBlobStore, tmp_path: Path
 ) -> None:
-    (tmp_path / "large").write_bytes(bytes(20 * MB))
+    (tmp_path / "large").write_bytes(bytes(5 * MB))
     (tmp_path / "small").write_bytes(bytes(20))
     await store.create("place", "a", b"1")
     await store.create("place", "b", tmp_path / "small")
@@ -194,7 +199,7 @@ async def test_a_blob_is_never_written_without_a_condition(
 
 
 async def test_every_range_is_pinned_to_the_etag(server: BlobServer, store: AzureBlobStore, tmp_path: Path) -> None:
-    await store.create("place", "a", bytes(20 * MB))
+    await store.create("place", "a", bytes(5 * MB))
     server.asked.clear()
     await store.fetch("place", "a", tmp_path / "target")
     ranges = [asked for asked in server.asked if asked.method == "GET"]
@@ -205,7 +210,7 @@ async def test_every_range_is_pinned_to_the_etag(server: BlobServer, store: Azur
 async def test_a_blob_that_changes_during_a_fetch_leaves_no_file(
     server: BlobServer, store: AzureBlobStore, tmp_path: Path
 ) -> None:
-    await store.create("place", "a", bytes(20 * MB))
+    await store.create("place", "a", bytes(5 * MB))
     seen = 0
 
     async def meddle(asked: Asked) -> None:
@@ -223,11 +228,11 @@ async def test_a_blob_that_changes_during_a_fetch_leaves_no_file(
 async def test_a_fetch_that_is_cancelled_leaves_no_file(
     server: BlobServer, store: AzureBlobStore, tmp_path: Path
 ) -> None:
-    await store.create("place", "a", bytes(40 * MB))
+    await store.create("place", "a", bytes(9 * MB))
     reached, over = asyncio.Event(), asyncio.Event()
 
     async def stall(asked: Asked) -> None:
-        if asked.headers.get("x-ms-range", "").startswith(f"bytes={8 * MB}"):
+        if asked.headers.get("x-ms-range", "").startswith(f"bytes={2 * MB}"):
             reached.set()
             await over.wait()
 
@@ -256,7 +261,7 @@ async def test_a_write_whose_answer_was_lost_is_a_conflict_to_look_into(
 async def test_a_large_file_travels_as_blocks_and_is_looked_for_first(
     server: BlobServer, store: AzureBlobStore, tmp_path: Path
 ) -> None:
-    content = os.urandom(20 * MB + 1)
+    content = os.urandom(5 * MB + 1)
     (tmp_path / "source").write_bytes(content)
     server.asked.clear()
     await store.create("place", "a", tmp_path / "source")
@@ -272,7 +277,7 @@ async def test_a_large_file_travels_as_blocks_and_is_looked_for_first(
 async def test_blocks_of_an_attempt_that_died_are_not_in_the_way(
     server: BlobServer, store: AzureBlobStore, tmp_path: Path
 ) -> None:
-    content = os.urandom(20 * MB)
+    content = os.urandom(5 * MB)
     (tmp_path / "source").write_bytes(content)
 
     async def die(asked: Asked) -> None:
