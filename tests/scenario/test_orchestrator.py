@@ -83,6 +83,35 @@ async def test_three_silos_train_a_model() -> None:
             assert await w.waiting(queue) == []
 
 
+async def test_an_undisturbed_run_says_everything_once_and_writes_its_state_once_per_event() -> None:
+    async with world() as w:
+        process = await w.start()
+        w.live_silos()
+        await w.begin()
+        await w.ended()
+        heard = {name: [(m.kind, m.round) for m in silo.heard] for name, silo in w.silos.items()}
+        later = [("round-announced", number) for number in (1, 2, 3)]
+        assert heard == {"east": [("round-announced", 0), *later], "north": later, "south": later}
+        sent = [line for line in process.trouble.log if line.startswith("send work")]
+        assert len(sent) == 4 + 2 * 1 + 1  # deadlines of four rounds, three sums; with all silos there is no grace
+        start, model, rounds, evaluation, outbox_emptied = 1, 1 + 1, 2 * (3 + 1), 3, 1
+        assert len(w.store.history) == start + model + rounds + evaluation + outbox_emptied
+
+
+async def test_agents_hear_of_a_round_only_after_its_head_says_so() -> None:
+    async with world() as w:
+        process = await w.start()
+        w.live_silos()
+        await w.begin()
+        await w.ended()
+        log = process.trouble.log
+        rounds = [number for number, line in enumerate(log) if line.startswith("write rounds/")][:-1]
+        for number in rounds:
+            head = next(i for i in range(number, len(log)) if log[i].startswith("write exp_"))
+            told = next(i for i in range(number, len(log)) if log[i].startswith("send to-"))
+            assert head < told
+
+
 async def test_deltas_give_the_same_model() -> None:
     async with world() as w:
         await w.start()
