@@ -109,7 +109,8 @@ class _Course:
             reader = Reader(federation.store)
             message = self._start(await _free_name(reader))
             self._say(f"All are up; posting to the queue: {experiments.body_of(message).decode()}")
-            sent = await experiments.send(federation.bus, message)
+            # The id makes the run's name, and that the seeds of training: a demo can be repeated, number for number.
+            sent = await experiments.send(federation.bus, message, message_id=f"{message.experiment}-{self.seed}")
             await experiments.accepted(federation, message, sent)
             standing = await watch.show(
                 lambda: reader.read(message.experiment), 0.05, line_by_line=warn if self.as_json else None

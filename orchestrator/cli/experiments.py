@@ -119,10 +119,10 @@ def body_of(message: schemas.Operator) -> bytes:
     return json.dumps(said, ensure_ascii=False).encode()
 
 
-async def send(bus: Bus, message: schemas.Operator) -> Outgoing:
+async def send(bus: Bus, message: schemas.Operator, *, message_id: str | None = None) -> Outgoing:
     """Posts it, under an id of its own: the same file started again is a new run once the old one is over."""
     kind = str(getattr(message, "kind", ""))
-    outgoing = Outgoing(body=body_of(message), message_id=f"{kind}-{uuid.uuid4().hex}", subject=kind)
+    outgoing = Outgoing(body=body_of(message), message_id=message_id or f"{kind}-{uuid.uuid4().hex}", subject=kind)
     await bus.send(names.EXPERIMENTS, outgoing)
     return outgoing
 

@@ -23,6 +23,7 @@ LONGEST_PAUSE = 5.0
 STEADY = 10.0
 """A process that lived so many seconds is started again at once."""
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -111,7 +112,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def ends_on_signals() -> Iterator[list[signal.Signals]]:
-    """SIGINT and SIGTERM cancel the current task, once, so that whatever it holds is given back; gives which came."""
+    """SIGINT, SIGTERM, SIGHUP cancel the current task, once, so that what it holds is given back. Gives which came."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     came: list[signal.Signals] = []
 
@@ -120,12 +121,12 @@ def ends_on_signals() -> Iterator[list[signal.Signals]]:
             task.cancel()
         came.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDING:
         loop.add_signal_handler(number, end, number)
     try:
         yield came
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING:
             loop.remove_signal_handler(number)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from messages import names
 from messages.schemas import DeclineReason, Payload, Purpose
 from orchestrator.cli.standing import Standing
-from orchestrator.cli.watch import Lines
+from orchestrator.cli.watch import Lines, view
 from orchestrator.cli.wording import as_json, status_of, waiting_for
 from orchestrator.documents import ExperimentDocument, Numbered
 from orchestrator.experiment.effects import RecordRound
@@ -250,3 +253,14 @@ def test_what_there_is_not_is_said(silobus: Federation, tmp_path: Path) -> None:
 
 def _without_model() -> dict[str, object]:
     return training().run.model_dump() | {"model": None}
+
+
+def test_the_live_view_shows_silos_rounds_and_what_it_waits_for() -> None:
+    screen = Console(width=150, record=True, file=io.StringIO())
+
+    screen.print(view(standing(training(2), record(1, loss=0.9), record(2, loss=0.5))))
+
+    text = screen.export_text()
+    assert f"{RUN}  running  round 2 of 2" in text
+    assert "waiting for updates from east, north, south" in text
+    assert re.search(r"1 +2 +2\.00 +0\.5", text)
