@@ -66,4 +66,8 @@ async def retry_transient(
         sleep=sleep or clock.sleep,
         reraise=True,
     )
-    return await retrying(operation)
+
+    async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, and a lambda is not
+        return await operation()
+
+    return await retrying(attempt)
