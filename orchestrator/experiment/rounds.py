@@ -197,4 +197,3 @@ def _instead(state: Collecting, silo: str) -> str:
             return f"did not answer; before that it failed: {reason}"
         case _:
             return "did not answer"
-
