@@ -87,3 +87,12 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "j", {"a": float("nan")})
     assert json.loads((tmp_path / "j").read_text()) == {"a": 1}
+
+
+def test_json_is_put_in_place_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "j", {"a": 1})
+    with (tmp_path / "j").open() as reader:  # one that came before the second
+        write_json(tmp_path / "j", {"a": 2})
+        assert json.load(reader) == {"a": 1}
+    assert json.loads((tmp_path / "j").read_text()) == {"a": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]

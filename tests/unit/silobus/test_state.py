@@ -135,6 +135,12 @@ def test_a_dict_comes_back_with_nothing_added(given: Given, run: Run) -> None:
     assert restored == {"a": 5}
 
 
+def test_two_tensors_whose_paths_read_alike_stay_two(given: Given, run: Run) -> None:
+    restored: dict[str, Any] = {}
+    there_and_back(given, run, {"a.b": torch.zeros(1), "a": {"b": torch.ones(2)}}, restored)
+    assert (restored["a.b"].tolist(), restored["a"]["b"].tolist()) == ([0.0], [1.0, 1.0])
+
+
 def test_nan_comes_back(given: Given, run: Run) -> None:
     restored: dict[str, Any] = {}
     there_and_back(given, run, {"loss": math.nan}, restored)
