@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from servicebus_emulator.codec import Described, Symbol, ULong, decode, encode
 from servicebus_emulator.frames import write_frame
+from servicebus_emulator.links import ReceivingLink
 from servicebus_emulator.message import cut, read_map
 from servicebus_emulator.performatives import (
     ACCEPTED_STATE,
@@ -203,12 +204,13 @@ async def test_a_lost_connection_leaves_no_one_in_line(made: Bench) -> None:
     peer = await made.peer()
     await peer.attach_receiver()
     await peer.credit(10)
-    peer.connection.connection_lost(None)
-    await fill(made, "a")
-    assert made.locked() == []
     live = made.namespace.find("q")
     assert live is not None
+    assert len(live._hungry[False]) == 1
+    peer.connection.connection_lost(None)
     assert not live._hungry[False]
+    await fill(made, "a")
+    assert made.locked() == []
 
 
 async def test_links_are_served_in_turn(made: Bench) -> None:
@@ -248,9 +250,15 @@ async def test_an_aborted_delivery_is_forgotten(made: Bench) -> None:
 async def test_a_message_over_the_limit_is_refused_and_the_next_one_is_not(made: Bench) -> None:
     peer = await made.peer()
     await peer.attach_sender()
+    link = peer.connection._sessions[1]._links[0]
+    assert isinstance(link, ReceivingLink)
     for delivery_id in range(2):
-        await peer.say(Transfer(handle=0, delivery_id=delivery_id, delivery_tag=b"t", more=True), payload=b"x" * 999)
-        await peer.say(Transfer(handle=0), payload=b"xx")
+        first = Transfer(handle=0, delivery_id=delivery_id, delivery_tag=b"t", more=True)
+        await peer.say(first, payload=b"x" * 999)
+        for _ in range(3):
+            await peer.say(Transfer(handle=0, more=True), payload=b"x" * 999)
+        assert sum(map(len, link._parts)) == 0, "it is kept although it will be refused"
+        await peer.say(Transfer(handle=0))
     await peer.send("small", delivery_id=2)
     large, again, small = peer.take(Disposition)
     assert large.state is not None
