@@ -227,15 +227,19 @@ class Federation(RuleBasedStateMachine):
 
     @rule(
         which=some.integers(0, 1),
-        pattern=some.sampled_from(
-            ["write experiments", "send work", "send to-", "head", "rounds/", "create", "complete"]
-        ),
-        what=some.sampled_from(["crash-before", "crash-after", "refuse", "lose-answer"]),
+        pattern=some.sampled_from(["write exp", "send work", "send to-", "head", "rounds/", "create", "complete"]),
+        what=some.sampled_from(["crash-before", "crash-before", "crash-after", "refuse", "lose-answer"]),
+        started_again=some.booleans(),
     )
-    def such_a_call_will_go_wrong(self, which: int, pattern: str, what: str) -> None:
+    def such_a_call_goes_wrong_while_silos_answer(
+        self, which: int, pattern: str, what: str, started_again: bool
+    ) -> None:
         alive = self._alive()
         if alive:
             alive[which % len(alive)].trouble.at_next(pattern, what)
+        self.all_silos_hear_everything(True)
+        if started_again:
+            self.an_orchestrator_starts()
 
     @rule(which=some.integers(0, 1))
     def an_orchestrator_is_killed(self, which: int) -> None:
