@@ -297,6 +297,20 @@ def test_old_versions_stay_while_somebody_writes(tmp_path: Path) -> None:
     assert len(os.listdir(versions.directory)) == 2
 
 
+async def test_a_reader_that_was_told_of_a_version_now_removed_looks_again(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etag = None
+    for number in range(12):
+        etag = await store.write("state", "a.json", b"%d" % number, if_match=etag)
+    told = iter([1, 12, 1, 12, 1, 12])
+    monkeypatch.setattr(Versions, "newest", lambda self: next(told))
+    assert not Versions(store._files._root / "state/a.json").file(1).exists()
+    assert (await store.read("state", "a.json")).data == b"11"
+    assert (await (await store.open("state", "a.json")).read(0, 2)) == b"11"
+    assert [(row.name, row.etag) for row in await store.list("state", "")] == [("a.json", "12")]
+
+
 async def test_a_reader_never_misses_a_document_that_is_being_replaced(store: DirectoryStore) -> None:
     await store.write("state", "a.json", b"0", if_match=None)
     stop = threading.Event()
