@@ -7,7 +7,6 @@ Here lives the doing of one round, from announcement to answer. What is next is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Coroutine
 from typing import Any, assert_never, final
@@ -123,8 +122,7 @@ class RoundWork:
             closed.cancel()
             if not task.done():
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.wait((task,))  # and not `await task`, which would take our own cancellation for its
 
     async def _do(self, phase: Phase) -> Event:
         match phase:

@@ -318,11 +318,12 @@ class World:
 
 
 class Dying:
-    """Wraps a bus or a store: at the chosen call, the process dies. Nothing after it happens."""
+    """Wraps a bus or a store: at the chosen call, the process dies. Nothing after it happens, unless told to go."""
 
     def __init__(self, inner: Any, method: str, matches: Callable[..., bool], *, after: bool = False) -> None:
         self._inner, self._method, self._matches, self._after = inner, method, matches, after
         self.died = asyncio.Event()
+        self.go = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._inner, name)
@@ -342,7 +343,7 @@ class Dying:
 
     async def _die(self) -> None:
         self.died.set()
-        await asyncio.Event().wait()
+        await self.go.wait()
 
     def __enter__(self) -> Self:
         return self

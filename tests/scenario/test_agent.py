@@ -306,9 +306,13 @@ async def test_being_asked_again_after_publishing_sends_the_very_same_message(wo
     async with world.agent():
         await world.announce(1)
         first = await world.hear()
+        await world.settled()
         await world.announce(1, announcement=2)
         assert await world.hear() == first
+        await world.settled()
     assert len(world.ran()) == 1
+    left = [line["what"] for line in read(world.home / "egress.jsonl")]
+    assert left == ["message", "update", "resent"], "each time that it leaves"
 
 
 async def test_the_orchestrator_ends_a_run(world: World) -> None:

@@ -7,12 +7,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from messages import names
 from messages.errors import Forbidden, Transient
+from messages.ports import Store
 from messages.schemas import Purpose
 from messages.transport.memory_bus import MemoryBus
 from tests.scenario.agent_world import HERE, RUN, Dying, World, payload, until, vector
@@ -220,6 +221,20 @@ async def test_an_agent_that_dies_while_publishing_publishes_once(
     assert sorted(blobs) == sorted([WEIGHTS, PUBLICATION])
 
 
+async def test_a_round_that_closes_while_its_update_is_on_the_way_is_published_whole(world: World) -> None:
+    with Dying(world.store, "create", creates(PUBLICATION), after=True) as slow:
+        async with world.agent(store=cast(Store, slow)):
+            await world.announce(1)
+            await slow.died.wait()
+            await world.close(1)
+            await asyncio.sleep(0.2)
+            slow.go.set()
+            said = await world.hear()
+            await world.settled()
+    assert said == json.loads(await world.publication())
+    assert world.committed() == {"00001": "1"}
+
+
 async def test_an_agent_that_dies_while_training_trains_again_and_that_is_no_failed_try(world: World) -> None:
     world.does("hold train")
     async with world.agent(world.settings(tries=1)) as agent:
@@ -271,6 +286,38 @@ async def test_of_two_agents_that_publish_one_is_first_and_both_say_the_same(wor
         await world.hear()
         await world.settled()
     assert world.committed() == {"00002": "1"}, "and what the loser had in memory is forgotten"
+
+
+async def test_of_two_agents_that_create_at_the_same_time_the_loser_sends_what_the_winner_said(world: World) -> None:
+    others = b'{"schema_version":1,"kind":"update-published","of":"the other"}'
+    with Dying(world.store, "create", creates(PUBLICATION)) as slow:
+        async with world.agent(store=cast(Store, slow)):
+            await world.announce(1)
+            await slow.died.wait()
+            await world.store.create(names.updates_of(HERE), PUBLICATION, others)
+            slow.go.set()
+            assert await world.hear() == json.loads(others)
+            await world.settled()
+    assert world.committed() == {}
+
+
+async def test_code_that_changes_while_a_round_waits_does_not_run(world: World) -> None:
+    world.does("hold")
+    weights = {"weights": payload(vector(1.0, 0.0))}
+    async with world.agent():
+        await world.announce(1)
+        await running(world)
+        blob = names.weights_blob("other_00000000", 0, weights["weights"].sha256)
+        await world.store.create(names.GLOBAL, blob, vector(1.0, 0.0))
+        await world.announce(1, run="other_00000000", payloads=weights)
+        await until(lambda: asyncio.to_thread((world.home / "budget.jsonl").read_bytes().count, b"other_"), 1)
+        world.code.write_text(world.code.read_text() + "\n")
+        (world.control / "go").touch()
+        said = {message["run"]: message for message in (await world.hear(), await world.hear())}
+        await world.settled()
+    assert said[RUN]["kind"] == "update-published"
+    assert said["other_00000000"]["reason"] == "code-not-approved"
+    assert len(world.ran()) == 1
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
