@@ -19,16 +19,17 @@ help:            ## This list
 demo: $(STAMP)   ## Three hospitals train one model, on this machine, in seconds
 	$(BIN)/silobus demo
 
-test: check      ## Every check and every test
+test: lint       ## Every check and every test
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-check: lint      ## Format, lint, types and architecture
-	$(BIN)/python -m mypy
-	$(BIN)/lint-imports
+check: lint      ## Every check and the quick tests, for while you work
+	$(BIN)/python -m pytest -n $(WORKERS) tests/unit
 
-lint: $(STAMP)   ## Format and lint only
+lint: $(STAMP)   ## Format, lint, types and architecture
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## Formats the code and sorts its imports
 	$(BIN)/ruff check --fix-only --quiet $(CODE)
