@@ -73,7 +73,7 @@ class _Link(Generic[S]):
             raise ConnectionError("closed by this process")
         if self._sdk is None:
             sdk = self._create()
-            _open_without_naps(sdk)
+            _without_naps(sdk)
             try:
                 await sdk.__aenter__()
             except BaseException:
@@ -205,7 +205,6 @@ class ReceiverLink(_Link[ServiceBusReceiver]):
 
 
 async def _close(sdk: _Closable) -> None:
-    _no_wait_for_keep_alive(sdk)
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await sdk.close()
@@ -223,21 +222,31 @@ def trust_the_broker(message: ServiceBusReceivedMessage) -> None:
     private._expiry = datetime.max.replace(tzinfo=UTC)
 
 
-def _open_without_naps(sdk: Any) -> None:
-    """Opening takes nine frames, and the SDK sleeps 50 ms after each. Let it ask for the next at once."""
+def _without_naps(sdk: Any) -> None:
+    """Opening takes nine frames, and the SDK sleeps 50 ms after each: let it ask for the next at once.
+
+    Closing waits for the keep-alive task to wake from its sleep of a second: end that task first.
+    """
     with contextlib.suppress(AttributeError):
         create_handler = sdk._create_handler
 
         def create_eager_handler(auth: Any) -> None:
             create_handler(auth)
-            is_ready = sdk._handler.client_ready_async
+            handler = sdk._handler
+            is_ready, close = handler.client_ready_async, handler.close_async
 
             async def becomes_ready() -> bool:
                 while not await is_ready():  # waits for a frame, or raises; the whole has a timeout
                     pass
                 return True
 
-            sdk._handler.client_ready_async = becomes_ready
+            async def close_at_once() -> None:
+                keep_alive, handler._keep_alive_thread = getattr(handler, "_keep_alive_thread", None), None
+                if keep_alive is not None:
+                    keep_alive.cancel()
+                await close()
+
+            handler.client_ready_async, handler.close_async = becomes_ready, close_at_once
 
         sdk._create_handler = create_eager_handler
 
@@ -261,11 +270,3 @@ def _no_keep_alive(receiver: Any) -> None:
     """Every 5 s the keep-alive would hold the socket for 0.2 s; a receiver that receives needs it far less often."""
     with contextlib.suppress(AttributeError):
         receiver._handler._keep_alive_interval = 60
-
-
-def _no_wait_for_keep_alive(sdk: Any) -> None:
-    """Closing waits for the keep-alive task to wake from its sleep, up to a second. End it right away."""
-    with contextlib.suppress(AttributeError):
-        keep_alive, sdk._handler._keep_alive_thread = sdk._handler._keep_alive_thread, None
-        if keep_alive is not None:
-            keep_alive.cancel()

@@ -210,7 +210,7 @@ async def test_many_tasks_may_send_and_settle_at_once(place: Place, bus: Bus) ->
     found: list[Delivery] = []
 
     async def receive() -> None:
-        while (delivery := await bus.receive(queue, wait=0.5)) is not None:
+        while (delivery := await bus.receive(queue, wait=0.2)) is not None:
             found.append(delivery)
             await bus.renew(delivery)
             await bus.complete(delivery)
@@ -377,6 +377,15 @@ async def test_scheduled_messages_come_at_their_times(place: Place, bus: Bus) ->
         await bus.complete(delivery)
     assert 0.4 < times[1] < 1.1
     assert 1.0 < times[2] < 1.8
+
+
+async def test_scheduled_messages_join_the_end_of_the_queue_when_their_time_comes(place: Place, bus: Bus) -> None:
+    queue, now = place.queue(), datetime.now(UTC)
+    await bus.send(queue, outgoing(b"third", scheduled_at=now + timedelta(seconds=0.6)))
+    await bus.send(queue, outgoing(b"second", scheduled_at=now + timedelta(seconds=0.3)))
+    await bus.send(queue, outgoing(b"first"))
+    await asyncio.sleep(0.8)
+    assert await bodies(bus, queue) == [b"first", b"second", b"third"]
 
 
 async def test_a_message_scheduled_for_the_past_comes_at_once(place: Place, bus: Bus) -> None:
