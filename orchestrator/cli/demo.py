@@ -86,7 +86,8 @@ class _Course:
         """The result, when every process has ended."""
         script = hospitals.script(self.task)
         make(self.folder)
-        self._say(f"{len(self.silos)} hospitals, {self.task.name}; starting bus, orchestrator and agents …")
+        noun = "hospital" if len(self.silos) == 1 else "hospitals"
+        self._say(f"{len(self.silos)} {noun}, {self.task.name}; starting bus, orchestrator and agents …")
         async with (
             comparing(script, self.task, self.folder) as compare,
             running(self.folder, self.silos, warn) as local,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -52,21 +53,22 @@ def ask(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def processes_of(folder: Path) -> dict[int, str]:
+def processes_of(folder: Path) -> set[int]:
     """Every process that has to do with a federation's folder, by id, trainers included."""
-    mark = str(folder)
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-                line += " " + os.readlink(entry / "cwd")
-                variables = (entry / "environ").read_bytes().decode("utf-8", "replace")
-            except OSError:
-                continue
-            if mark in line or mark in variables:
-                found[int(entry.name)] = line
-    return found
+    mark = str(folder).encode()
+    return {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in _what_is_known_of(entry)
+    }
+
+
+def _what_is_known_of(entry: Path) -> bytes:
+    known = b""
+    for part in ("cmdline", "environ"):  # an agent hides its environment, a trainer shows whose it is nowhere else
+        with contextlib.suppress(OSError):
+            known += (entry / part).read_bytes()
+    return known
 
 
 def eventually(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:

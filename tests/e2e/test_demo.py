@@ -53,7 +53,7 @@ def test_the_federated_model_is_nearly_as_good_as_one_on_pooled_data(demo: Done)
 
     assert {name: tensor.shape for name, tensor in load_file(said["model"]).items()}["0.weight"] == (16, 30)
     assert sum(said["data"].values()) + said["held_out"] == 569
-    assert processes_of(demo.folder) == {}
+    assert processes_of(demo.folder) == set()
 
 
 @pytest.mark.slow
