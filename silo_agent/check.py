@@ -22,6 +22,7 @@ from messages.settings import SettingsError
 from messages.transport.connect import open_bus, open_store
 from silo_agent import given
 from silo_agent.app import opened
+from silo_agent.code_digest import measured
 from silo_agent.home import HomeInUse, RoundDirectory
 from silo_agent.policy import Accepted, Range, Task
 from silo_agent.private_state import PrivateState
@@ -30,7 +31,6 @@ from silo_agent.result import Allowed, examine
 from silo_agent.runners.port import Failed, Job
 from silo_agent.settings import SiloSettings
 from silo_agent.silo import Silo
-from silo_agent.work import measured
 
 RUN = "check_00000000"
 
@@ -124,7 +124,7 @@ def _ways_out(silo: Silo) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
         offers = [
             Offer(task=name, code=task.code.sha256)
             for name, task in silo.policy.tasks.items()
-            if await asyncio.to_thread(measured, task) == task.code.sha256
+            if await asyncio.to_thread(measured, task.code.path) == task.code.sha256
         ]
         hello = SiloHello(
             instance=uuid.uuid4().hex,
@@ -145,7 +145,7 @@ def _ways_out(silo: Silo) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
 
 async def _task(silo: Silo, name: str, task: Task) -> Finding:
     what = f"task {name}"
-    found = await asyncio.to_thread(measured, task)
+    found = await asyncio.to_thread(measured, task.code.path)
     if found != task.code.sha256:
         told = f"its digest is {found}" if found else "it cannot be read"
         return Finding(False, what, f"the code at {task.code.path} is not the approved one: {told}; read it again")

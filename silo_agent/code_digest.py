@@ -34,6 +34,14 @@ def code_digest(path: Path) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
+def measured(path: Path) -> str | None:
+    """The digest of what lies at `path` now; None when there is none."""
+    try:
+        return code_digest(path)
+    except CodeUnreadable:
+        return None
+
+
 def _names(top: Path) -> list[str]:
     names = []
     for folder, folders, files in os.walk(top, followlinks=False, onerror=_raise):

@@ -29,9 +29,10 @@ from messages.schemas import (
     SiloHello,
     decode,
 )
+from silo_agent.code_digest import measured
 from silo_agent.rounds import Failed
 from silo_agent.silo import Silo
-from silo_agent.work import RoundWork, measured
+from silo_agent.work import RoundWork
 
 _log = EventLog(__name__)
 _GRACE: Final = 3.0
@@ -129,7 +130,7 @@ class Agent:
     async def _greet(self) -> None:
         offers = []
         for name, task in self._silo.policy.tasks.items():
-            if await asyncio.to_thread(measured, task) == task.code.sha256:
+            if await asyncio.to_thread(measured, task.code.path) == task.code.sha256:
                 offers.append(Offer(task=name, code=task.code.sha256))
             else:
                 _log.error("task.code-not-approved", task=name, next="silobus-agent code-digest PATH shows its digest")

@@ -7,7 +7,6 @@ Here lives the doing of one round, from announcement to answer. What is next is 
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Coroutine
 from typing import Any, assert_never, final
 
@@ -22,12 +21,11 @@ from messages.schemas import (
     Head,
     Purpose,
     RoundAnnounced,
-    RoundDeclined,
-    TrainingFailed,
 )
 from messages.weights import Layout
 from silo_agent import given, outbound, rounds
-from silo_agent.code_digest import CodeUnreadable, code_digest
+from silo_agent.code_digest import measured
+from silo_agent.ending import answer
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted, Declined, Facts, Task, decide
 from silo_agent.publication import Publisher
@@ -70,7 +68,7 @@ class RoundWork:
         self._publisher = Publisher(silo, announced, self._directory)
         self._closed = asyncio.Event()
         self._turn: asyncio.Semaphore | None = None
-        self._charged: Task | None = None
+        self._charged = False
         self._notes: tuple[str, ...] = ()
         self._received: Layout | None = None
         self._version: int | None = None
@@ -97,7 +95,14 @@ class RoundWork:
         finally:
             telling.cancel()
             self._leave_turn()
-        await self._end(self.phase)
+        await answer(
+            self._silo,
+            self._announced,
+            self.phase,
+            charged=self._charged,
+            ran=self._ran,
+            notes=self._notes,
+        )
         return self.phase
 
     def _enter(self, phase: Phase) -> None:
@@ -171,7 +176,7 @@ class RoundWork:
     async def _decide(self) -> Event:
         task = self._silo.policy.tasks.get(self._announced.task)
         facts = Facts(
-            code=await asyncio.to_thread(measured, task) if task else None,
+            code=await asyncio.to_thread(measured, task.code.path) if task else None,
             spent=await asyncio.to_thread(self._silo.budget.spent, self._announced.task, besides=self._key),
             paused=await asyncio.to_thread(self._silo.home.pause_file.exists),
         )
@@ -182,7 +187,7 @@ class RoundWork:
                 return Declined(DeclineReason.MESSAGE_INVALID)
             if decision.charged:
                 await asyncio.to_thread(self._silo.budget.charge, self._announced.task, self._key)
-                self._charged = decision.task
+                self._charged = True
         return decision
 
     async def _wait(self, phase: Waiting) -> Event:
@@ -239,7 +244,7 @@ class RoundWork:
 
     async def _train(self, phase: Training) -> Event:
         # It may have waited for long: what runs now is what must be approved.
-        if await asyncio.to_thread(measured, phase.accepted.task) != phase.accepted.task.code.sha256:
+        if await asyncio.to_thread(measured, phase.accepted.task.code.path) != phase.accepted.task.code.sha256:
             return Declined(DeclineReason.CODE_NOT_APPROVED)
         attempt = self._directory.attempt(phase.tries.number)
         await asyncio.to_thread(attempt.start)
@@ -281,56 +286,7 @@ class RoundWork:
         _log.info("round.try-failed", run=self._announced.run, round=self._announced.round, category=category)
         return rounds.TryFailed(category)
 
-    # --- the end -----------------------------------------------------------------------------------------------------
-
-    async def _end(self, ended: Ended) -> None:
-        run, number = self._key
-        if isinstance(ended, Declined):
-            message = RoundDeclined(run=run, round=number, reason=ended.reason)
-            await self._say(message)
-        elif isinstance(ended, Failed):
-            asked = self._announced.announcement
-            failure = TrainingFailed(
-                run=run, round=number, category=ended.category, tries=ended.tries, announcement=asked
-            )
-            await self._say(failure)
-        word = {"how": type(ended).__name__.lower(), "why": _why(ended)}
-        _log.info("round.ended", run=run, round=number, **word)
-        await asyncio.to_thread(self._clear_away, {**word, "task": self._announced.task, "notes": list(self._notes)})
-        over = self._announced.purpose is Purpose.EVALUATE
-        if self._ran and (over or not isinstance(ended, Published)):
-            await self._silo.runner.end(run)  # nothing more will be asked of it, or its memory was never committed
-
-    async def _say(self, message: RoundDeclined | TrainingFailed) -> None:
-        say = functools.partial(self._silo.voice.say, message, run=self._announced.run, asked=self._announced)
-        await self._silo.patiently(say, missing="the queue to the orchestrator")
-
-    def _clear_away(self, entry: dict[str, Any]) -> None:
-        run, number = self._key
-        if self._charged is not None and not self._silo.egress.tries_published(run, number):
-            self._silo.budget.give_back(self._announced.task, self._key)
-        self._directory.mark_ended({**entry, "at": self._silo.clock.now().isoformat()})
-        self._silo.home.forget_ended(self._silo.keep_rounds)
-
     def _leave_turn(self) -> None:
         if self._turn is not None:
             self._turn.release()
             self._turn = None
-
-
-def measured(task: Task) -> str | None:
-    """The digest of the task's code as it lies there now. Blocks."""
-    try:
-        return code_digest(task.code.path)
-    except CodeUnreadable:
-        return None
-
-
-def _why(ended: Ended) -> str | None:
-    match ended:
-        case Declined(reason):
-            return reason
-        case Failed(category, _):
-            return category
-        case _:
-            return None
