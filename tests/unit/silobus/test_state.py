@@ -159,7 +159,7 @@ def test_nan_comes_back(given: Given, run: Run) -> None:
         torch.get_rng_state(),
         np.arange(6.0).reshape(2, 3).T,
     ],
-    ids=str,
+    ids=["scalar", "empty", "not-contiguous", "float64", "bfloat16", "bool", "generator", "numpy"],
 )
 def test_a_tensor_comes_back_with_its_dtype_and_shape(given: Given, run: Run, tensor: Any) -> None:
     restored: dict[str, Any] = {}
