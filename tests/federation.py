@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -37,14 +38,15 @@ from azure.servicebus import (
 from azure.servicebus.exceptions import ServiceBusError
 
 from messages import names
-from messages.errors import NotFound
+from messages.errors import InvalidWeights, NotFound
 from messages.transport.directory import DirectoryStore
-from messages.weights import read_tensors, write_file
+from messages.weights import parse_layout, read_tensors, write_file
 from orchestrator.cli.folder import (
     Folder,
     connection_string,
     make,
     new_key,
+    port_and_key,
     write_connection,
     write_orchestrator,
     write_queues,
@@ -63,6 +65,8 @@ TRAINERS = Path(__file__).parent / "trainers"
 TASK = "add"
 PATIENCE = 45.0
 """Seconds for what must come."""
+DIGEST = "ab" * 32
+"""A digest of nothing."""
 SOON = 0.02
 """Seconds between two looks."""
 
@@ -99,18 +103,15 @@ class Letter:
 
 
 class Federation:
-    """Use it in a `with` block. Processes go by `bus`, `orchestrator` (`orchestrator-2`, …) and `agent-<silo>`."""
+    """Use it in a `with` block. Processes are `bus`, `orchestrator` (and `orchestrator-2`, …) and `agent-<silo>`."""
 
-    def __init__(
-        self, silos: Sequence[Silo] = THREE, *, lock: float = 4, heartbeat: float = 1, orchestrators: int = 1
-    ) -> None:
+    def __init__(self, silos: Sequence[Silo] = THREE, *, lock: float = 4, heartbeat: float = 1) -> None:
         # Not pytest's tmp_path: sockets lie below, and their paths may not be longer than about a hundred bytes.
         self._top = Path(tempfile.mkdtemp(prefix="silobus-test-"))
         self.folder = Folder(self._top / "fed")
         self.silos = {silo.name: silo for silo in silos}
         self.connection = connection_string(0, new_key())
         self._lock, self._heartbeat = lock, heartbeat
-        self._orchestrators = ["orchestrator", *(f"orchestrator-{n}" for n in range(2, orchestrators + 1))]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._store = DirectoryStore(self.folder.store)
         self._client: ServiceBusClient | None = None
@@ -122,7 +123,7 @@ class Federation:
         try:
             self.lay_out()
             self.start("bus")
-            for name in (*self._orchestrators, *self.agents):
+            for name in ("orchestrator", *self.agents):
                 self.start(name)
             self.ready()
         except BaseException:
@@ -235,7 +236,7 @@ class Federation:
         return marked(f"CONTROL={self.control(silo)}")
 
     def _start_bus(self) -> None:
-        port = int(self.connection.partition(";")[0].rpartition(":")[2])
+        port = port_and_key(self.connection)[0]
         log = self.folder.log("bus")
         before = log.stat().st_size if log.exists() else 0
         arguments = ("--port", str(port), "--data", str(self.folder.bus), "--config", str(self.folder.queues))
@@ -467,6 +468,20 @@ class Federation:
         inside = self.folder.root / "silos"
         return (p for p in self.folder.root.rglob("*") if p.is_file() and not p.is_relative_to(inside))
 
+    def files_with(self, text: str, files: Iterable[Path] | None = None) -> list[Path]:
+        """Which of these files (all there are, if none are named) hold `text`, or have it in their path."""
+        found = []
+        for path in self.folder.root.rglob("*") if files is None else files:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                if text in str(path) or (path.is_file() and text.encode() in path.read_bytes()):
+                    found.append(path)
+        return found
+
+    @property
+    def key(self) -> str:
+        """The secret in the connection string."""
+        return port_and_key(self.connection)[1]
+
     def tails(self, lines: int = 15) -> str:
         """The ends of all logs, for a person whose test has failed."""
         printed = (self.folder.root / "silos").glob("*/home/rounds/*/*/tries/*/output.txt")
@@ -485,6 +500,33 @@ def safetensors(tensors: Mapping[str, Array]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         write_file(Path(folder) / "file", tensors)
         return (Path(folder) / "file").read_bytes()
+
+
+def payload_of(data: bytes) -> dict[str, Any]:
+    """The claim check for a weights file, as far as it is one."""
+    try:
+        layout = parse_layout(data, len(data)).digest
+    except InvalidWeights:
+        layout = DIGEST
+    return {"sha256": sha256(data).hexdigest(), "bytes": len(data), "form": "weights", "layout": layout}
+
+
+def announcement(run: str, payload: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A round-announced for the first training round, as an orchestrator would send it, but for `more`."""
+    return {
+        "kind": "round-announced",
+        "experiment": names.experiment_of(run),
+        "run": run,
+        "round": 1,
+        "purpose": "train",
+        "announcement": 1,
+        "task": TASK,
+        "payloads": {"weights": payload},
+        "silos": 2,
+        "quorum": 2,
+        "deadline": "2999-01-01T00:00:00Z",
+        **more,
+    }
 
 
 def _letter(queue: str, message: ServiceBusReceivedMessage) -> Letter:

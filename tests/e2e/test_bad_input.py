@@ -20,15 +20,12 @@ import numpy as np
 import pytest
 
 from messages import names
-from messages.errors import InvalidWeights
-from messages.weights import parse_layout
-from tests.federation import TASK, TRAINERS, Federation, Letter, Silo, safetensors
+from tests.federation import DIGEST, TASK, TRAINERS, Federation, Letter, Silo, announcement, payload_of, safetensors
 
 pytestmark = pytest.mark.slow
 
 SECRET = "hunter2-5f3e"
 """Stands where values stand, and must never come back in a reason."""
-DIGEST = "ab" * 32
 RUN = "bad_0123abcd"
 MODEL = {"layer.weight": np.zeros((4, 3), np.float32), "layer.bias": np.zeros(3, np.float32)}
 
@@ -47,7 +44,8 @@ NARROW: dict[str, dict[str, Any]] = {
                 "optimizer": {"one_of": ["sgd"]},
                 "delay": {"min": 0, "max": 9},
             },
-        }
+        },
+        "outbound": {"dtypes": ["float32"]},
     },
     "once": {"limits": {"rounds": 1}},
     "edited": {},
@@ -149,14 +147,6 @@ class Rogue:
         return self.federation.post(update(asked, payload, **more), "from-rogue")
 
 
-def payload_of(data: bytes) -> dict[str, Any]:
-    try:
-        layout = parse_layout(data, len(data)).digest
-    except InvalidWeights:
-        layout = DIGEST
-    return {"sha256": sha256(data).hexdigest(), "bytes": len(data), "form": "weights", "layout": layout}
-
-
 def update(asked: Mapping[str, Any], payload: Mapping[str, Any] | None, **more: Any) -> dict[str, Any]:
     """An update-published as an agent would send it, but for `more`."""
     return {
@@ -186,8 +176,7 @@ def explains(federation: Federation, letter: Letter, reason: str, *words: str) -
     for word in words:
         assert word in letter.description
     assert SECRET not in letter.description
-    key = dict(part.split("=", 1) for part in federation.connection.split(";") if "=" in part)["SharedAccessKey"]
-    assert key not in letter.description
+    assert federation.key not in letter.description
     assert str(federation.folder.root) not in letter.description
 
 
@@ -757,22 +746,6 @@ def test_announced_weights_that_are_not_sound_are_declined(federation: Federatio
     federation.create(names.GLOBAL, names.weights_blob(run, 0, sha256(data).hexdigest()), data)
     federation.post(announcement(run, payload_of(data)), "to-west")
     assert answer(federation, run).json["reason"] == "weights-invalid"
-
-
-def announcement(run: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "kind": "round-announced",
-        "experiment": "forged",
-        "run": run,
-        "round": 1,
-        "purpose": "train",
-        "announcement": 1,
-        "task": TASK,
-        "payloads": {"weights": payload},
-        "silos": 2,
-        "quorum": 2,
-        "deadline": "2999-01-01T00:00:00Z",
-    }
 
 
 def answer(federation: Federation, run: str) -> Letter:

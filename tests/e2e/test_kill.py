@@ -87,6 +87,20 @@ def test_a_process_that_is_away_while_the_round_is_answered_costs_no_round(feder
     completes_exactly(federation, run)
 
 
+def test_of_two_orchestrators_one_is_enough(federation: Federation) -> None:
+    """Both work on the same queues and documents; the first dies in mid-round and is not missed."""
+    federation.start("orchestrator-2")
+    second = federation.folder.log("orchestrator-2")
+    try:
+        federation.until(lambda: "orchestrator.ready" in second.read_text(), "the second does not get ready")
+        run = in_mid_round(federation, "two-orchestrators")
+        federation.kill("orchestrator")
+        go_on(federation, "two-orchestrators")
+        completes_exactly(federation, run)
+    finally:
+        federation.kill("orchestrator-2")
+
+
 def test_a_trainer_killed_in_mid_round_trains_again(federation: Federation) -> None:
     run = in_mid_round(federation, "without-trainer")
     before = federation.training("north", "without-trainer", 2)
