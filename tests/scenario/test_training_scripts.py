@@ -295,7 +295,7 @@ from torch import nn
 torch.manual_seed(0)
 model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
 optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-count = {"n": 0}
+count = {"n": 0, "sum": torch.zeros(1)}
 for rnd in silobus.rounds():
     rnd.load(model, share=["body.*"])
     rnd.keep("optimizer", optimizer)
@@ -306,6 +306,7 @@ for rnd in silobus.rounds():
             model["head"](model["body"](torch.ones(4, 2))).square().sum().backward()
             optimizer.step()
             count["n"] += 1
+            count["sum"] += 1  # in place
         rnd.submit(model, samples=4, steps=3)
 """
 
