@@ -45,6 +45,7 @@ class ServiceBus(Bus):
     def __init__(self, client: ServiceBusClient, *, credential: AsyncTokenCredential | None = None) -> None:
         self._client = client
         self._credential = credential
+        self._closed = False
         self._senders: dict[str, SenderLink] = {}
         self._receivers: dict[str, ReceiverLink] = {}
         self._held: dict[str, tuple[float, ServiceBusReceivedMessage]] = {}
@@ -122,7 +123,8 @@ class ServiceBus(Bus):
 
     async def close(self) -> None:
         links: list[SenderLink | ReceiverLink] = [*self._senders.values(), *self._receivers.values()]
-        self._senders, self._receivers, self._held = {}, {}, {}
+        self._closed = True
+        self._held.clear()
         await asyncio.gather(*(link.close() for link in links))
         with contextlib.suppress(Exception):
             await self._client.close()
@@ -138,12 +140,18 @@ class ServiceBus(Bus):
         return link
 
     def _new_sender(self, queue: str) -> ServiceBusSender:
+        self._check_open()
         return self._client.get_queue_sender(queue)
 
     def _new_receiver(self, queue: str) -> ServiceBusReceiver:
+        self._check_open()
         name, _, sub_queue = queue.partition("/")
         dead = ServiceBusSubQueue.DEAD_LETTER if sub_queue.lower() == names.DEAD_LETTERS.lower() else None
         return self._client.get_queue_receiver(name if dead else queue, sub_queue=dead, prefetch_count=0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionError("closed by this process")
 
     def _message(self, delivery: Delivery) -> ServiceBusReceivedMessage:
         try:

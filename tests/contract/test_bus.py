@@ -24,7 +24,7 @@ from tests.emulator_process import EmulatorProcess
 
 LOCK = 1.0
 """Seconds a lock lasts in queues of the kind `short`."""
-POOL = {"plain": 30, "short": 10, "two-deliveries": 2, "detecting": 2, "burying": 2}
+POOL = {"plain": 40, "short": 10, "two-deliveries": 2, "detecting": 2, "burying": 2}
 """How many queues of each kind there are; every test takes fresh ones."""
 
 
@@ -181,6 +181,25 @@ async def test_messages_that_came_while_nobody_received_are_there_later(place: P
     await other_bus.send(queue, outgoing(b"1"))
     await asyncio.sleep(0.1)
     assert (await received(other_bus, queue, wait=1)).body == b"1"  # not stuck with the one who gave up waiting
+
+
+async def test_a_cancelled_receive_takes_no_message_from_others(place: Place, bus: Bus, other_bus: Bus) -> None:
+    queue = place.queue()
+    receiving = asyncio.create_task(bus.receive(queue, wait=30))
+    await asyncio.sleep(0.3)
+    receiving.cancel()
+    await asyncio.wait((receiving,))
+    await asyncio.sleep(0.1)
+    await other_bus.send(queue, outgoing())
+    assert (await received(other_bus, queue, wait=1)).delivery_count == 0
+
+
+async def test_a_receive_that_begins_while_another_is_settled_lets_it_through(place: Place, bus: Bus) -> None:
+    queue = place.queue()
+    await bus.send(queue, outgoing())
+    delivery = await received(bus, queue)
+    _, nothing = await asyncio.gather(bus.complete(delivery), bus.receive(queue, wait=0.2))
+    assert nothing is None
 
 
 async def test_a_cancelled_receive_loses_nothing(place: Place, bus: Bus) -> None:
@@ -536,4 +555,21 @@ async def test_closing_ends_a_waiting_receive_and_takes_no_message_with_it(emula
     assert time.monotonic() - begun < 2
     await bus.send(queue, outgoing())
     assert (await received(bus, queue, wait=1)).delivery_count == 0
+    for attempt in (closing.receive(queue, wait=1), closing.send(queue, outgoing()), closing.peek("plain-0", count=1)):
+        with pytest.raises(Transient):  # and does not connect again
+            await attempt
+    await bus.close()
+
+
+async def test_whether_a_lock_has_lapsed_is_for_the_broker_to_say(
+    emulator: OnEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, queue = emulator.connect(), emulator.queue()
+    await bus.send(queue, outgoing())
+    delivery = await received(bus, queue)
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    monkeypatch.setattr("azure.servicebus._common.message.utc_now", lambda: ahead)  # this machine's clock is off
+    await bus.renew(delivery)
+    await bus.complete(delivery)
+    assert await bus.peek(queue, count=1) == []
     await bus.close()
