@@ -296,10 +296,12 @@ torch.manual_seed(0)
 model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
 optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
 count = {"n": 0, "sum": torch.zeros(1)}
+average = nn.Linear(1, 1)
 for rnd in silobus.rounds():
     rnd.load(model, share=["body.*"])
     rnd.keep("optimizer", optimizer)
     rnd.keep("count", count)
+    rnd.keep("average", average)
     if rnd.trains:
         for _ in range(3):
             optimizer.zero_grad()
@@ -307,6 +309,7 @@ for rnd in silobus.rounds():
             optimizer.step()
             count["n"] += 1
             count["sum"] += 1  # in place
+            average.weight.data += 1
         rnd.submit(model, samples=4, steps=3)
 """
 
