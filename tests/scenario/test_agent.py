@@ -43,6 +43,7 @@ async def test_a_run_from_initialising_to_evaluating(world: World) -> None:
         await world.announce(2, Purpose.EVALUATE)
         third = await world.hear()
         await world.settled()
+        assert not world.lives(world.ran()[0][0]), "the run is over"
         assert agent.silo.budget.spent("bc") == 2
     kinds = [(said["kind"], said["round"], said["purpose"]) for said in (first, second, third)]
     assert kinds == [

@@ -104,6 +104,8 @@ async def test_a_command_that_is_not_there(world: World) -> None:
     async with world.agent(world.settings(command=["/nowhere/python", "train.py"], tries=1)):
         await world.announce(1)
         assert (await world.hear())["category"] == "compute-unavailable"
+    (printed,) = world.home.glob(f"rounds/{RUN}/00001/tries/1/output.txt")
+    assert "cannot be started" in printed.read_text(), "the owner can see why"
 
 
 async def test_another_announcement_gives_new_tries(world: World) -> None:

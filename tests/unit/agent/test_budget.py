@@ -18,6 +18,7 @@ def test_a_round_is_charged_once_however_often_it_is_asked_for(tmp_path: Path) -
     assert budget.spent("t") == 3
     assert budget.spent("t", besides=("b_00000000", 1)) == 2
     assert budget.spent("other") == 0
+    assert len((tmp_path / "budget.jsonl").read_bytes().splitlines()) == 3
 
 
 def test_it_outlives_the_process(tmp_path: Path) -> None:
