@@ -2,14 +2,16 @@
 
 Here lives only how it is computed. A file's digest is SHA-256 of its bytes, what `sha256sum` prints. A directory's is
 SHA-256 over one line per regular file below it, `<sha256 of the content>  <path with />` and a line feed, in order of
-the path's bytes. `__pycache__` directories are left out. The path itself may be a symbolic link; inside a directory,
-links and everything else that is no regular file are an error: a digest cannot vouch for what they lead to.
+the path's bytes. `__pycache__` directories are left out, and removed before the code runs: Python would believe what
+lies there instead of the approved source. The path itself may be a symbolic link; inside a directory, links and
+everything else that is no regular file are an error: a digest cannot vouch for what they lead to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -40,6 +42,21 @@ def measured(path: Path) -> str | None:
         return code_digest(path)
     except CodeUnreadable:
         return None
+
+
+def cleared(path: Path) -> str | None:
+    """Removes the compiled files below `path`, and measures what is left: what will run is what the digest says.
+
+    None when there is no digest, or when compiled files are there and cannot be removed.
+    """
+    try:
+        for folder, folders, _ in os.walk(path.resolve(), followlinks=False):
+            if "__pycache__" in folders:
+                folders.remove("__pycache__")
+                shutil.rmtree(Path(folder) / "__pycache__")
+    except OSError:
+        return None
+    return measured(path)
 
 
 def _names(top: Path) -> list[str]:

@@ -24,7 +24,7 @@ from messages.schemas import (
 )
 from messages.weights import Layout
 from silo_agent import given, outbound, rounds
-from silo_agent.code_digest import measured
+from silo_agent.code_digest import cleared, measured
 from silo_agent.ending import answer
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted, Declined, Facts, Task, decide
@@ -244,7 +244,7 @@ class RoundWork:
 
     async def _train(self, phase: Training) -> Event:
         # It may have waited for long: what runs now is what must be approved.
-        if await asyncio.to_thread(measured, phase.accepted.task.code.path) != phase.accepted.task.code.sha256:
+        if await asyncio.to_thread(cleared, phase.accepted.task.code.path) != phase.accepted.task.code.sha256:
             return Declined(DeclineReason.CODE_NOT_APPROVED)
         attempt = self._directory.attempt(phase.tries.number)
         await asyncio.to_thread(attempt.start)

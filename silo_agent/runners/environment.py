@@ -1,7 +1,7 @@
 """What a training process gets to see of the world: a list of what is allowed, never the agent's own environment.
 
-The agent's credentials are in its environment. Nothing is passed on but PATH and LANG, a home of its own, where
-`silobus` is, the contract's SILOBUS_ variables, and what the owner's file says.
+The agent's credentials are in its environment. Nothing is passed on but PATH and LANG; added are a home of its own,
+where `silobus` is, the contract's SILOBUS_ variables, and what the owner's file says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def environment(task: Task, own: Mapping[str, str], *, runtime: Path, contract: 
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
     allowed = {"PATH": path, "LANG": own.get("LANG", "C.UTF-8"), "HOME": str(runtime / "home")}
+    allowed["PYTHONDONTWRITEBYTECODE"] = "1"  # compiled files beside the code are not part of its digest
     allowed.update(task.environment)
     theirs = task.environment.get("PYTHONPATH")
     allowed["PYTHONPATH"] = os.pathsep.join(filter(None, [str(runtime / "lib"), theirs]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from silo_agent.code_digest import CodeUnreadable, code_digest
+from silo_agent.code_digest import CodeUnreadable, cleared, code_digest
 
 
 @pytest.fixture
@@ -47,6 +47,15 @@ def test_a_new_file_anywhere_counts_except_for_caches(code: Path) -> None:
     assert code_digest(code) == before
     (code / "part" / ".hidden").write_text("")
     assert code_digest(code) != before
+
+
+def test_compiled_files_are_gone_before_the_code_runs_since_no_digest_vouches_for_them(code: Path) -> None:
+    approved = code_digest(code)
+    planted = code / "part" / "__pycache__" / "model.cpython-311.pyc"
+    planted.parent.mkdir()
+    planted.write_bytes(b"what Python would run instead of model.py")
+    assert cleared(code) == approved
+    assert not planted.parent.exists()
 
 
 @pytest.mark.parametrize("name", ["link.py", "part/link"])

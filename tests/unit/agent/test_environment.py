@@ -22,7 +22,7 @@ AGENTS = {
 
 def test_nothing_of_the_agents_environment_is_passed_on_but_path_and_language(tmp_path: Path) -> None:
     seen = environment(task(), AGENTS, runtime=tmp_path, contract={"SILOBUS_INPUT": "/in"})
-    assert set(seen) == {"PATH", "LANG", "HOME", "PYTHONPATH", "SILOBUS_INPUT"}
+    assert set(seen) == {"PATH", "LANG", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "SILOBUS_INPUT"}
     assert "secret" not in str(seen)
     assert seen["PATH"].endswith(":/usr/bin")
     assert seen["LANG"] == "de_DE.UTF-8"
