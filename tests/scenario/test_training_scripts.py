@@ -394,6 +394,18 @@ def test_a_warm_process_ends_with_its_agent_in_the_middle_of_training(
     assert made.written == set()
 
 
+def test_a_warm_process_ends_with_its_agent_though_nobody_reads_what_it_prints_any_more(
+    stuck: list[str], agent: Agent
+) -> None:
+    process = agent.start(["sh", "-c", 'exec "$0" "$@" 2>&1', *stuck])
+    agent.accept()
+    agent.hear()
+    assert process.stdout is not None
+    process.stdout.close()
+    agent.vanish()
+    assert process.wait(PATIENCE) == 75
+
+
 def test_a_warm_process_ends_with_its_agent_while_it_waits(stuck: list[str], agent: Agent) -> None:
     process = agent.start(stuck)
     agent.accept()
