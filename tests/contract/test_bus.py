@@ -323,6 +323,14 @@ async def test_completing_twice_is_a_lost_lock(place: Place, bus: Bus) -> None:
         await bus.complete(delivery)
 
 
+async def test_of_two_tasks_that_complete_a_message_one_has_lost_its_lock(place: Place, bus: Bus) -> None:
+    queue = place.queue()
+    await bus.send(queue, outgoing())
+    delivery = await received(bus, queue)
+    outcomes = await asyncio.gather(bus.complete(delivery), bus.complete(delivery), return_exceptions=True)
+    assert sorted(type(outcome) for outcome in outcomes if outcome is not None) == [LockLost]
+
+
 async def test_an_abandoned_message_comes_again_at_once(place: Place, bus: Bus, other_bus: Bus) -> None:
     queue = place.queue()
     await bus.send(queue, outgoing())
@@ -516,7 +524,8 @@ async def test_messages_survive_a_broker_that_is_killed(tmp_path: Path) -> None:
         ):
             with pytest.raises(Transient) as caught:
                 await attempt
-            assert "secretsecret" not in repr(caught.value) + str(caught.value.__cause__)
+            assert "secretsecret" not in repr(caught.value)
+            assert caught.value.__cause__ is None, "the SDK's own words may hold keys"
         process.start()
         await asyncio.sleep(LOCK)
         assert sorted(await bodies(bus, "q")) == [b"locked", b"waiting"]
