@@ -86,7 +86,7 @@ class Federation(RuleBasedStateMachine):
                         "minimum": some.sampled_from([1, 2, "all"]),
                         "grace": some.sampled_from([0, 30]),
                         "deadline": some.just(300),
-                        "reminders": some.just(20),
+                        "reminders": some.just(1000),
                     }
                 ),
                 "transfer": some.sampled_from([{"form": "weights"}, {"form": "delta"}]),

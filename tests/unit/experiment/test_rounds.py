@@ -96,6 +96,13 @@ def test_a_sum_made_twice_is_a_duplicate() -> None:
         step(state, aggregated(), T0)
 
 
+def test_a_sum_is_taken_for_its_own_round_only() -> None:
+    later, _ = after(frozen(), aggregated(1), *(update(silo, 2) for silo in SILOS))
+    assert aggregating(later).closed.round == 2
+    with pytest.raises(Duplicate):
+        step(later, aggregated(1), T0)
+
+
 def test_a_sum_for_a_cancelled_run_is_stale() -> None:
     over, _ = step(frozen(), CancelRequested(experiment="exp"), T0)
     with pytest.raises(Stale):
