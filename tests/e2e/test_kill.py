@@ -135,16 +135,34 @@ def test_a_power_cut_of_everything_costs_no_round(federation: Federation) -> Non
 
 
 def test_queues_lost_with_all_that_was_in_them_cost_no_round(federation: Federation) -> None:
-    """State in blobs alone is enough to go on: an orchestrator that starts sends again what is wanted."""
     run = in_mid_round(federation, "lost-queues")
+    lose_the_queues(federation)
+    go_on(federation, "lost-queues")
+    completes_exactly(federation, run)
+
+
+def test_an_orchestrator_that_starts_sends_again_what_was_lost_with_the_queues(federation: Federation) -> None:
+    """State in blobs alone is enough: here the end of the grace, which nobody but the queue would have remembered."""
+    federation.stop("agent-east")
+    try:
+        quorum = {"minimum": 2, "grace": 2, "deadline": 600}
+        run = federation.start_experiment("lost-grace", silos=ALL["silos"], quorum=quorum)
+        federation.until(lambda: federation.wait_for_round("lost-grace", 1).grace_until, "no grace begins")
+        lose_the_queues(federation)
+        federation.wait_for("lost-grace")
+    finally:
+        federation.start("agent-east")
+    assert all((tensor == 2).all() for tensor in federation.weights(run, 1).values())
+
+
+def lose_the_queues(federation: Federation) -> None:
+    """Every message, scheduled ones too; the silos' agents live on."""
     for name in ("orchestrator", "bus"):
         federation.kill(name)
     for file in federation.folder.bus.iterdir():
         file.unlink()
     federation.start("bus")
     federation.start("orchestrator")
-    go_on(federation, "lost-queues")
-    completes_exactly(federation, run)
 
 
 def test_an_experiment_completes_while_one_after_another_is_killed_at_odd_moments(federation: Federation) -> None:
