@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from messages import names
 from messages.errors import Conflict, Poison
+from messages.ports import Document
 from messages.schemas import Head, Offer, SiloHeartbeat, SiloHello
 from messages.transport.memory_store import MemoryStore
 from orchestrator import store as module
@@ -84,6 +86,31 @@ async def test_a_record_is_written_once() -> None:
     assert not await documents.is_over("exp_11111111")
 
 
+class Overtaken(MemoryStore):
+    """Somebody else writes between a read and the write that follows from it, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def read(self, container: str, name: str, *, limit: int = 4 << 20) -> Document:
+        found = await super().read(container, name, limit=limit)
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            await meanwhile()
+        return found
+
+
+async def test_a_head_that_was_overtaken_while_it_was_written_stays_behind() -> None:
+    store = Overtaken()
+    documents = Documents(store)
+    first, second, third = (Head(run=RUN, round=number, announcement=1, phase="open") for number in (1, 2, 3))
+    await documents.publish_head(first)
+    store.meanwhile = lambda: documents.publish_head(third)
+    await documents.publish_head(second)
+    assert Head.model_validate_json((await store.read(names.GLOBAL, names.head_blob(RUN))).data) == third
+
+
 # --- presence ----------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +136,20 @@ async def test_an_older_hello_never_replaces_a_newer_one() -> None:
     known = await documents.presence("north")
     assert known is not None
     assert (known.offers("toy"), known.offers("old")) == (True, False)
+
+
+async def test_a_heartbeat_written_at_the_same_time_as_a_hello_loses_neither() -> None:
+    store = Overtaken()
+    documents = Documents(store)
+    attendance = Attendance(documents, VirtualClock())
+    await attendance.said_hello("north", hello("a"), NOON)
+    later = NOON + timedelta(seconds=1)
+    store.meanwhile = lambda: attendance.said_hello("north", hello("b", task="new"), later)
+    await attendance.heartbeat("north", beat(), later)
+    known = await documents.presence("north")
+    assert known is not None
+    assert known.offers("new")
+    assert known.heartbeats == {RUN: beat()}
 
 
 async def test_a_hello_does_not_forget_heartbeats_and_only_recent_runs_are_kept() -> None:
