@@ -97,6 +97,8 @@ def examine(
     if wants_update is (report.update is None):
         note = f"a round to {announced.purpose} has {'an' if wants_update else 'no'} update"
         return Unsound(FailureCategory.REPORT_INVALID, (note,))
+    if odd := _what_cannot_be_kept(attempt.output / "state"):
+        return Unsound(FailureCategory.REPORT_INVALID, (f"{odd} cannot be kept: it is no file and no directory",))
     path = attempt.output / "update.safetensors"
     scan: Scan | None = None
     if report.update is not None:
@@ -157,6 +159,12 @@ def _read_regular(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(f"{path} is longer than {most} bytes")
     return data
+
+
+def _what_cannot_be_kept(state: Path) -> Path | None:
+    """A pipe, socket or device in the private state: the next round could not be given a copy of it."""
+    plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
+    return next((p for p in state.rglob("*") if not any(is_plain(p.lstat().st_mode) for is_plain in plain)), None)
 
 
 def _has_metadata(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_an_update_that_is_a_link_is_not_read(tried: Try, tmp_path: Path) -> Non
     update.rename(tmp_path / "elsewhere")
     update.symlink_to(tmp_path / "elsewhere")
     assert tried.category() is FailureCategory.UPDATE_INVALID
+
+
+def test_a_pipe_in_the_private_state_is_no_state_that_could_be_given_again(tried: Try) -> None:
+    kept = tried.directory.output / "state" / "part"
+    kept.mkdir(parents=True)
+    (kept / "counts.json").write_text("{}")
+    assert tried.category() is None
+    os.mkfifo(kept / "pipe")
+    assert tried.category() is FailureCategory.REPORT_INVALID
 
 
 def test_an_update_that_is_not_there_or_not_the_one_reported(tried: Try) -> None:
