@@ -273,18 +273,21 @@ async def test_messages_of_unknown_runs_are_dead_lettered_and_of_runs_long_over_
         assert await w.dead_letters(names.from_silo("north")) == ["unknown-run"]
 
 
-async def test_a_new_agent_is_told_of_the_open_round() -> None:
+@pytest.mark.parametrize("away", [None, "read experiments", "send to-north", "write presence"])
+async def test_a_new_agent_is_told_of_the_open_round_whatever_was_away_for_a_moment(away: str | None) -> None:
     async with world() as w:
-        await w.start()
+        process = await w.start()
         w.live_silos("east")
         run = await w.begin()
         await collecting(w, 1)
         north = w.silos["north"]
         before = len(await w.waiting(names.to_silo("north")))
+        if away is not None:
+            process.trouble.at_next(away, "refuse")
         await north.hello()
-        await rest()
+        await w.clock.advance(5)
         told = await w.waiting(names.to_silo("north"))
-        assert len(told) == before + 1
+        assert len(told) > before
         again = RoundAnnounced.model_validate_json(told[-1].body)
         assert (again.run, again.round, again.announcement) == (run, 1, 1)
         assert told[-1].message_id not in {d.message_id for d in told[:-1]}
