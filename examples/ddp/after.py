@@ -51,6 +51,7 @@ def main() -> None:
         steps = train_epoch(model, optimizer, x, y)
         print(f"rank {dist.get_rank()}: {steps} steps")
         rnd.submit(model, samples=len(x), steps=steps)
+    dist.barrier()  # gloo may abort a process that exits while its threads still hold the last gradients
     dist.destroy_process_group()
 
 

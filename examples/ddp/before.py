@@ -45,6 +45,7 @@ def main() -> None:
         print(f"rank {dist.get_rank()}: loss {total / len(x):.4f}")
         steps = train_epoch(model, optimizer, x, y)
         print(f"rank {dist.get_rank()}: {steps} steps")
+    dist.barrier()  # gloo may abort a process that exits while its threads still hold the last gradients
     dist.destroy_process_group()
 
 
