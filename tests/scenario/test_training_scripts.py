@@ -426,6 +426,20 @@ def test_a_warm_process_ends_with_its_agent_while_it_waits(stuck: list[str], age
     assert process.wait(PATIENCE) == 75
 
 
+def test_after_the_end_a_script_finishes_whether_its_agent_is_there_or_not(tmp_path: Path, agent: Agent) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time, silobus\nfor rnd in silobus.rounds():\n    pass\ntime.sleep(0.5)\nprint('finished')\n"
+    )
+    process = agent.start([sys.executable, str(script)])
+    agent.accept()
+    agent.hear()
+    agent.say(end=True)
+    agent.vanish()
+    printed, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, printed) == (0, "finished\n")
+
+
 def test_a_job_for_one_round_ends_with_its_agent(stuck: list[str], agent: Agent, given: Given) -> None:
     process = agent.start(stuck, **given("train", weights=WEIGHTS).environment)
     agent.accept()
