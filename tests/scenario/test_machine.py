@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from messages import names
 from messages.ports import Delivery, Outgoing
@@ -194,9 +194,10 @@ class Federation(RuleBasedStateMachine):
             messages.remove(message)
             self.held.append((queue, message.delivery))
 
-    @precondition(lambda self: self.held)
     @rule(which=some.integers(0, 50))
     def a_late_message_comes(self, which: int) -> None:
+        if not self.held:
+            return
         self._put_back(*self.held.pop(which % len(self.held)), same_id=False)
         self.do(rest())
 
@@ -252,11 +253,10 @@ class Federation(RuleBasedStateMachine):
         if len(self._alive()) < 2:
             self.do(self.world.start(Trouble(yields=self.yields)))
 
-    @precondition(lambda self: self.world.state() is not None)
     @rule(chance=some.integers(0, 9))
     def the_queues_are_lost(self, chance: int) -> None:
-        if chance:
-            return
+        if chance or self.world.state() is None:
+            return  # with the queues a start is lost that was not taken up yet
         for process in self._alive():
             self.do(process.kill())
         self._remember()
@@ -455,7 +455,7 @@ def out_of_reach(state: Collecting) -> bool:
 
 TestFederation = Federation.TestCase
 TestFederation.settings = settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 100,
     derandomize=not EXAMPLES,
     stateful_step_count=40,
     deadline=None,
