@@ -37,7 +37,7 @@ LEAKS = {
 """What a script does, and what its silo says of it."""
 MODEL = safetensors({"layer.weight": np.zeros((4, 3), np.float32), "layer.bias": np.zeros(3, np.float32)})
 INITIAL = payload_of(MODEL)
-LIMITS = {"hyperparameters": {"leak": {"one_of": [*LEAKS, "pipe"]}}}
+LIMITS = {"hyperparameters": {"leak": {"one_of": [*LEAKS, "depth"]}}}
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +163,13 @@ def test_the_key_of_the_queue_is_in_its_owners_file_alone(federation: Federation
 
 
 def test_the_dead_letter_of_a_fault_in_the_agent_tells_no_secret(federation: Federation) -> None:
-    """The private state left a pipe that the next round cannot copy: the agent fails, with a path in its exception."""
+    """The private state has paths longer than paths may be: the agent fails, with one of them in its exception."""
     run = federation.start_experiment(
         "fault",
         task="leaky",
         rounds=2,
         silos=["south", "north"],
-        hyperparameters={"leak": "pipe"},
+        hyperparameters={"leak": "depth"},
         quorum={"minimum": "all", "reminders": 0, "deadline": 120},
     )
     ended = federation.wait_for("fault", "failed")

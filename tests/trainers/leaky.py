@@ -81,6 +81,9 @@ if rnd.trains:  # after the loop: the report is there, and is replaced
         written("report.json").rename(written(CANARY))
     if leak == "state":
         (written("state") / CANARY).write_text(CANARY)
-    if leak == "pipe":
-        os.mkfifo(written("state") / f"{CANARY}.fifo")
+    if leak == "depth":
+        os.chdir(written("state"))
+        for _ in range(20):  # longer than any path may be
+            os.mkdir(f"{CANARY}{'x' * 200}")
+            os.chdir(f"{CANARY}{'x' * 200}")
     print(f"leaked by {leak}: {CANARY}")
