@@ -21,8 +21,9 @@ from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from messages import names
+from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.ports import Delivery, Outgoing
-from messages.schemas import CancelExperiment, Head, PauseExperiment, Purpose, ResumeExperiment, StartExperiment
+from messages.schemas import Head, Purpose
 from messages.transport.memory_bus import QueueOptions
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.announcing import awaited
@@ -47,6 +48,7 @@ CONSTANTS = {"east": 6.0, "north": 12.0, "south": 24.0}  # any mean of them is a
 SILOS = some.sampled_from(sorted(CONSTANTS))
 QUEUES = some.sampled_from([*names.queues(sorted(CONSTANTS)), names.WORK, names.WORK])
 MISCHIEF = some.sampled_from(["decline", "fail", "fail", "spoil", "spoil", "ignore"])
+CALLS = some.sampled_from(["write experiments", "write rounds/", "send to-", "send work", "head", "create", "complete"])
 HARMLESS = {
     "not-finite",
     "update-conflict",
@@ -226,21 +228,31 @@ class Federation(RuleBasedStateMachine):
         if alive:
             alive[which % len(alive)].trouble.in_calls(calls, what)
 
-    @rule(
-        which=some.integers(0, 1),
-        pattern=some.sampled_from(["write exp", "send work", "send to-", "head", "rounds/", "create", "complete"]),
-        what=some.sampled_from(["crash-before", "crash-before", "crash-after", "refuse", "lose-answer"]),
-        started_again=some.booleans(),
-    )
-    def such_a_call_goes_wrong_while_silos_answer(
-        self, which: int, pattern: str, what: str, started_again: bool
-    ) -> None:
-        alive = self._alive()
-        if alive:
-            alive[which % len(alive)].trouble.at_next(pattern, what)
-        self.all_silos_hear_everything(True)
+    @rule(which=some.integers(0, 1), call=CALLS, what=some.sampled_from(["refuse", "lose-answer", "lose-answer"]))
+    def such_a_call_goes_wrong_while_silos_answer(self, which: int, call: str, what: str) -> None:
+        self._goes_wrong(which, call, what)
+
+    @rule(which=some.integers(0, 1), call=CALLS, started_again=some.booleans())
+    def an_orchestrator_dies_at_such_a_call(self, which: int, call: str, started_again: bool) -> None:
+        self._goes_wrong(which, call, "crash-before")
         if started_again:
             self.an_orchestrator_starts()
+            self.all_silos_hear_everything(True)
+
+    @rule(call=some.sampled_from(["write rounds/", "send to-", "send work"]))
+    def all_die_between_saving_and_doing(self, call: str) -> None:
+        for process in self._alive():
+            process.trouble.at_next(call, "crash-before")
+        self.all_silos_hear_everything(True)
+        self.an_orchestrator_starts()
+        self.all_silos_hear_everything(True)
+
+    def _goes_wrong(self, which: int, call: str, what: str) -> None:
+        alive = self._alive()
+        if alive:
+            alive[which % len(alive)].trouble.at_next(call, what)
+        self.all_silos_hear_everything(True)
+        self.all_silos_hear_everything(True)
 
     @rule(which=some.integers(0, 1))
     def an_orchestrator_is_killed(self, which: int) -> None:
@@ -455,7 +467,7 @@ def out_of_reach(state: Collecting) -> bool:
 
 TestFederation = Federation.TestCase
 TestFederation.settings = settings(
-    max_examples=EXAMPLES or 100,
+    max_examples=EXAMPLES or 80,
     derandomize=not EXAMPLES,
     stateful_step_count=40,
     deadline=None,
