@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from messages.schemas import Quorum, StartExperiment
+from messages.experiments import Quorum, StartExperiment
 from orchestrator.cli import experiments, status
 from orchestrator.cli.federation import reach
 from orchestrator.cli.folder import Folder, make, write_silo

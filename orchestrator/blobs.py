@@ -16,8 +16,9 @@ from typing import Final, final
 
 from messages import names
 from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, Poison
+from messages.experiments import FromDigest, FromExperiment
 from messages.ports import Reader, Store
-from messages.schemas import FromDigest, FromExperiment, Payload, Purpose
+from messages.schemas import Payload, Purpose
 from messages.weights import Layout, Scan, layout_of, scan_blob, scan_file, verify
 from orchestrator.aggregation import strategy_named
 from orchestrator.aggregation.driver import Contribution, Source, aggregate

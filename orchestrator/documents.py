@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from messages.schemas import Name, RunId, SiloHeartbeat, SiloHello, Time
+from messages.fields import Name, RunId, Time
+from messages.schemas import SiloHeartbeat, SiloHello
 from orchestrator.experiment.effects import Effect
 from orchestrator.experiment.state import State
 

@@ -14,10 +14,11 @@ from typing import Any, Final, assert_never, final
 from pydantic import BaseModel
 
 from messages import names
+from messages.codec import encode
 from messages.errors import Forbidden, NotFound, Poison
 from messages.log import EventLog
 from messages.ports import Bus, Outgoing
-from messages.schemas import AggregateRound, DeadlinePassed, GraceOver, RoundClosed, encode
+from messages.schemas import AggregateRound, DeadlinePassed, GraceOver, RoundClosed
 from orchestrator.documents import ExperimentDocument, Numbered
 from orchestrator.experiment.announcing import announcement_for
 from orchestrator.experiment.effects import (

@@ -13,29 +13,23 @@ from functools import partial
 from typing import Final, assert_never, final
 
 from messages import names
+from messages.codec import FromSilo, OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
 from messages.errors import Poison, Stale, Transient
+from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
 from messages.retry import retry_transient
 from messages.schemas import (
     AggregateRound,
-    CancelExperiment,
     DeadlinePassed,
-    FromSilo,
     GraceOver,
-    OperatorMessage,
-    PauseExperiment,
     Purpose,
-    ResumeExperiment,
     RoundDeclined,
     SiloHeartbeat,
     SiloHello,
-    StartExperiment,
     TrainingFailed,
     UpdatePublished,
-    Work,
-    decode,
 )
 from orchestrator.aggregation import strategy_named
 from orchestrator.blobs import Weights

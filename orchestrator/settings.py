@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from messages.schemas import Name
+from messages.fields import Name
 from messages.settings import BusSettings, Settings, SettingsPath, StoreSettings, load_yaml
 
 

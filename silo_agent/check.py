@@ -16,8 +16,9 @@ from typing import Any
 
 from messages import names
 from messages.errors import Forbidden, NotFound, SilobusError, Transient
+from messages.fields import Scalar
 from messages.ports import Bus, Store
-from messages.schemas import Offer, Purpose, RoundAnnounced, Scalar, SiloHello
+from messages.schemas import Offer, Purpose, RoundAnnounced, SiloHello
 from messages.settings import SettingsError
 from messages.transport.connect import open_bus, open_store
 from silo_agent import given

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from messages.schemas import DeclineReason, MetricName, Name, ParameterName, Purpose, RoundAnnounced, Scalar, Sha256
+from messages.fields import MetricName, Name, ParameterName, Scalar, Sha256
+from messages.schemas import DeclineReason, Purpose, RoundAnnounced
 from messages.settings import SettingsPath
 
 DType = Literal[

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import final
 
 from messages import names
+from messages.codec import encode
 from messages.errors import AlreadyExists, NotFound
 from messages.log import EventLog
-from messages.schemas import Payload, RoundAnnounced, UpdatePublished, encode
+from messages.schemas import Payload, RoundAnnounced, UpdatePublished
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted
 from silo_agent.result import Allowed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from messages.errors import SilobusError
+from messages.experiments import Transfer
 from messages.schemas import (
     ConfusionMetric,
     HistogramMetric,
@@ -19,7 +20,6 @@ from messages.schemas import (
     Purpose,
     RoundAnnounced,
     SumMetric,
-    Transfer,
 )
 from messages.weights import read_layout
 from silo_agent.home import Home, TryDirectory

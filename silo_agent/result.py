@@ -15,17 +15,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from messages.codec import MAX_MESSAGE_BYTES
 from messages.errors import InvalidWeights
-from messages.schemas import (
-    MAX_MESSAGE_BYTES,
-    Count,
-    DeclineReason,
-    FailureCategory,
-    MetricReport,
-    Purpose,
-    RoundAnnounced,
-    Sha256,
-)
+from messages.fields import Count, Sha256
+from messages.schemas import DeclineReason, FailureCategory, MetricReport, Purpose, RoundAnnounced
 from messages.weights import DTYPES, Layout, Scan, WeightsFault, scan_file, verify
 from silo_agent import outbound
 from silo_agent.home import TryDirectory

@@ -15,20 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, final
 
 from messages import names
+from messages.codec import decode
 from messages.consumer import Consumer
 from messages.errors import Duplicate, Poison
 from messages.log import EventLog
 from messages.ports import Bus, Delivery
-from messages.schemas import (
-    ClosedBecause,
-    DeclineReason,
-    Offer,
-    RoundAnnounced,
-    RoundClosed,
-    RoundDeclined,
-    SiloHello,
-    decode,
-)
+from messages.schemas import ClosedBecause, DeclineReason, Offer, RoundAnnounced, RoundClosed, RoundDeclined, SiloHello
 from silo_agent.code_digest import measured
 from silo_agent.rounds import Failed
 from silo_agent.silo import Silo

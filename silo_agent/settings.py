@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from messages.schemas import Name
+from messages.fields import Name
 from messages.settings import BusSettings, Settings, SettingsPath, StoreSettings
 from silo_agent.policy import Policy, Task
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from messages import names
+from messages.codec import encode
 from messages.ports import Bus, Clock, Outgoing
-from messages.schemas import RoundAnnounced, SiloHeartbeat, encode
+from messages.schemas import RoundAnnounced, SiloHeartbeat
 from silo_agent.egress import EgressLog
 
 

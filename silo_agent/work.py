@@ -15,13 +15,7 @@ from pydantic import ValidationError
 from messages import names
 from messages.errors import InvalidWeights, NotFound
 from messages.log import EventLog
-from messages.schemas import (
-    DeclineReason,
-    FailureCategory,
-    Head,
-    Purpose,
-    RoundAnnounced,
-)
+from messages.schemas import DeclineReason, FailureCategory, Head, Purpose, RoundAnnounced
 from messages.weights import Layout
 from silo_agent import given, outbound, rounds
 from silo_agent.code_digest import cleared, measured

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from messages.schemas import Metric, Quorum, StartExperiment
+from messages.experiments import Metric, Quorum, StartExperiment
 from orchestrator.cli import experiments, hospitals, status, watch
 from orchestrator.cli.federation import DEFAULT_FOLDER, Dir, Federation, reach
 from orchestrator.cli.folder import Folder, make, write_silo

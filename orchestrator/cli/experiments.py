@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from messages import names, schemas
+from messages import codec, names
+from messages import experiments as posted
 from messages.errors import NotFound, Poison
+from messages.fields import Operator
 from messages.ports import Bus, Outgoing, Store
 from orchestrator.cli import initial, watch
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
@@ -68,7 +70,7 @@ async def cancel(experiment: Experiment, directory: Dir = None, config: Config =
     """Ends an experiment now; its last model is kept."""
     async with reach(directory, config) as federation:
         known = await _is_known(federation, experiment)
-        await send(federation.bus, schemas.CancelExperiment(experiment=experiment))
+        await send(federation.bus, posted.CancelExperiment(experiment=experiment))
     if known:
         say(f"Sent. `silobus status {experiment}` shows when it has ended.")
     else:
@@ -78,13 +80,13 @@ async def cancel(experiment: Experiment, directory: Dir = None, config: Config =
 @command
 async def pause(experiment: Experiment, directory: Dir = None, config: Config = None) -> None:
     """Finishes the round in progress, then waits."""
-    await _send_to_known(schemas.PauseExperiment, experiment, directory, config)
+    await _send_to_known(posted.PauseExperiment, experiment, directory, config)
 
 
 @command
 async def resume(experiment: Experiment, directory: Dir = None, config: Config = None) -> None:
     """Goes on after a pause."""
-    await _send_to_known(schemas.ResumeExperiment, experiment, directory, config)
+    await _send_to_known(posted.ResumeExperiment, experiment, directory, config)
 
 
 class _Yaml(yaml.SafeLoader):
@@ -96,7 +98,7 @@ _Yaml.add_implicit_resolver(
 )
 
 
-def read_start(file: str) -> schemas.StartExperiment:
+def read_start(file: str) -> posted.StartExperiment:
     """The message in a file, checked. JSON is YAML too; `kind` may be left out."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
@@ -113,13 +115,13 @@ def read_start(file: str) -> schemas.StartExperiment:
     return _decoded({"kind": "start-experiment"} | said, file)
 
 
-def body_of(message: schemas.Operator) -> bytes:
+def body_of(message: Operator) -> bytes:
     """What a person would have written: no defaults."""
     said = {"kind": getattr(message, "kind", ""), **message.model_dump(mode="json", exclude_unset=True)}
     return json.dumps(said, ensure_ascii=False).encode()
 
 
-async def send(bus: Bus, message: schemas.Operator, *, message_id: str | None = None) -> Outgoing:
+async def send(bus: Bus, message: Operator, *, message_id: str | None = None) -> Outgoing:
     """Posts it, under an id of its own: the same file started again is a new run once the old one is over."""
     kind = str(getattr(message, "kind", ""))
     outgoing = Outgoing(body=body_of(message), message_id=message_id or f"{kind}-{uuid.uuid4().hex}", subject=kind)
@@ -127,7 +129,7 @@ async def send(bus: Bus, message: schemas.Operator, *, message_id: str | None = 
     return outgoing
 
 
-async def accepted(federation: Federation, message: schemas.StartExperiment, sent: Outgoing) -> str:
+async def accepted(federation: Federation, message: posted.StartExperiment, sent: Outgoing) -> str:
     """Returns the run that it became. Raises Complaint when the orchestrator set the message aside instead."""
     run = names.run_id(message.experiment, sent.message_id, sent.body)
     reader = Reader(federation.store)
@@ -145,17 +147,17 @@ async def accepted(federation: Federation, message: schemas.StartExperiment, sen
         await asyncio.sleep(federation.watch_interval)
 
 
-async def _with_initial(store: Store, message: schemas.StartExperiment, script: Path) -> schemas.StartExperiment:
+async def _with_initial(store: Store, message: posted.StartExperiment, script: Path) -> posted.StartExperiment:
     parameters = {
-        name: value.at(1) if isinstance(value, schemas.Schedule) else value
+        name: value.at(1) if isinstance(value, posted.Schedule) else value
         for name, value in message.hyperparameters.items()
     }
     digest = await initial.upload(store, script, message.task, message.experiment, parameters)
-    return message.model_copy(update={"initial": schemas.FromDigest(sha256=digest)})
+    return message.model_copy(update={"initial": posted.FromDigest(sha256=digest)})
 
 
 async def _send_to_known(
-    kind: type[schemas.PauseExperiment | schemas.ResumeExperiment],
+    kind: type[posted.PauseExperiment | posted.ResumeExperiment],
     experiment: str,
     directory: Path | None,
     config: Path | None,
@@ -175,13 +177,13 @@ async def _is_known(federation: Federation, experiment: str) -> bool:
     return True
 
 
-def _decoded(said: dict[str, Any], file: str) -> schemas.StartExperiment:
+def _decoded(said: dict[str, Any], file: str) -> posted.StartExperiment:
     try:
         body = json.dumps(said, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise Complaint(f"{file} holds what JSON cannot: {error}.") from None
     try:
-        decoded: schemas.StartExperiment = schemas.decode(body, schemas.StartExperiment)
+        decoded: posted.StartExperiment = codec.decode(body, posted.StartExperiment)
     except Poison as problem:
         raise Complaint(f"{file}: {problem.description}") from None
     return decoded

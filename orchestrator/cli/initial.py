@@ -18,8 +18,8 @@ from typing import Any
 
 from messages import names
 from messages.errors import AlreadyExists
+from messages.fields import SCHEMA_VERSION
 from messages.ports import Store
-from messages.schemas import SCHEMA_VERSION
 from orchestrator.cli.processes import die_with_parent, terminate
 from orchestrator.cli.terminal import Complaint
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from messages.schemas import json_schema
+from messages.codec import json_schema
 from messages.transport.clock import SystemClock
 from orchestrator.cli.federation import Config, Dir, reach, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say

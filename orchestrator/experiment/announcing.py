@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from messages.schemas import (
-    ClosedBecause,
-    Head,
-    Hyperparameters,
-    Payload,
-    Purpose,
-    RoundAnnounced,
-    Scalar,
-    Schedule,
-    Transfer,
-)
+from messages.experiments import Hyperparameters, Schedule, Transfer
+from messages.fields import Scalar
+from messages.schemas import ClosedBecause, Head, Payload, Purpose, RoundAnnounced
 from orchestrator.experiment.effects import (
     Announce,
     CloseRound,

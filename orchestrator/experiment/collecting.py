@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from messages.errors import Duplicate, Poison, Stale
-from messages.schemas import DeadlinePassed, GraceOver, Purpose, Transfer, UpdatePublished
+from messages.experiments import Transfer
+from messages.schemas import DeadlinePassed, GraceOver, Purpose, UpdatePublished
 from orchestrator.experiment.announcing import ask, awaited, has_answered
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from messages.schemas import ClosedBecause, Head, Name, RoundNumber, RunId, Time
+from messages.fields import Name, RoundNumber, RunId, Time
+from messages.schemas import ClosedBecause, Head
 from orchestrator.experiment.state import Ended, Frozen, RoundRecord
 
 

@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from messages.schemas import (
-    DeadlinePassed,
-    DeclineReason,
-    GraceOver,
-    Payload,
-    StartExperiment,
-    UpdatePublished,
-)
+from messages.experiments import StartExperiment
+from messages.schemas import DeadlinePassed, DeclineReason, GraceOver, Payload, UpdatePublished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

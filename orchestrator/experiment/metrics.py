@@ -13,7 +13,8 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from messages.schemas import ConfusionMetric, Count, HistogramMetric, MeanMetric, MetricName, MetricReport, SumMetric
+from messages.fields import Count, MetricName
+from messages.schemas import ConfusionMetric, HistogramMetric, MeanMetric, MetricReport, SumMetric
 
 Phase = Literal["received", "trained"]
 Kind = Literal["mean", "sum", "histogram", "confusion"]

@@ -12,17 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from messages.schemas import (
-    Count,
-    DeclineReason,
-    Name,
-    Payload,
-    Purpose,
-    RoundNumber,
-    RunId,
-    StartExperiment,
-    Time,
-)
+from messages.experiments import StartExperiment
+from messages.fields import Count, Name, RoundNumber, RunId, Time
+from messages.schemas import DeclineReason, Payload, Purpose
 from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
 
 Reason = Annotated[str, Field(max_length=4000)]

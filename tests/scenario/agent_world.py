@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from messages import names
+from messages.codec import encode
 from messages.errors import NotFound
 from messages.ports import Bus, Outgoing, Store
 from messages.retry import Waits
-from messages.schemas import ClosedBecause, Head, Payload, Purpose, RoundAnnounced, RoundClosed, encode
+from messages.schemas import ClosedBecause, Head, Payload, Purpose, RoundAnnounced, RoundClosed
 from messages.transport.clock import SystemClock
 from messages.transport.directory import DirectoryStore
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from safetensors.numpy import load, save
 
 from messages import names
+from messages.codec import decode, encode
 from messages.errors import AlreadyExists, NotFound
 from messages.ports import Bus, Clock, Outgoing, Store
 from messages.schemas import (
@@ -29,8 +30,6 @@ from messages.schemas import (
     SiloHello,
     TrainingFailed,
     UpdatePublished,
-    decode,
-    encode,
 )
 from messages.weights import parse_layout
 

@@ -15,19 +15,9 @@ from safetensors.numpy import save
 
 from messages import names
 from messages.errors import NotFound
+from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.ports import Outgoing
-from messages.schemas import (
-    CancelExperiment,
-    ClosedBecause,
-    Head,
-    PauseExperiment,
-    Purpose,
-    ResumeExperiment,
-    RoundAnnounced,
-    RoundClosed,
-    SiloHeartbeat,
-    StartExperiment,
-)
+from messages.schemas import ClosedBecause, Head, Purpose, RoundAnnounced, RoundClosed, SiloHeartbeat
 from orchestrator.documents import Presence
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.store import Documents

@@ -19,13 +19,11 @@ from pydantic import BaseModel
 from safetensors.numpy import load
 
 from messages import names
+from messages.codec import encode
 from messages.errors import Transient
+from messages.experiments import StartExperiment
 from messages.ports import Delivery, Outgoing
-from messages.schemas import (
-    Head,
-    StartExperiment,
-    encode,
-)
+from messages.schemas import Head
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from messages.transport.memory_store import MemoryStore
 from orchestrator.blobs import Weights

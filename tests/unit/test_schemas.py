@@ -12,29 +12,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from messages import schemas
+from messages import codec, experiments, schemas
+from messages.codec import decode, encode
 from messages.errors import Poison
+from messages.experiments import CancelExperiment, PauseExperiment, Quorum, ResumeExperiment, Schedule, StartExperiment
 from messages.schemas import (
-    CancelExperiment,
     ConfusionMetric,
     Head,
     HistogramMetric,
     MeanMetric,
     Offer,
-    PauseExperiment,
     Payload,
     Purpose,
-    Quorum,
-    ResumeExperiment,
     RoundAnnounced,
     RoundClosed,
-    Schedule,
     SiloHello,
-    StartExperiment,
     SumMetric,
     UpdatePublished,
-    decode,
-    encode,
 )
 
 ALL: tuple[type[BaseModel], ...] = (
@@ -101,10 +95,10 @@ starts = st.builds(
         reminders=st.integers(0, 1000),
     ),
     initial=st.none()
-    | st.builds(schemas.FromDigest, sha256=digests)
-    | st.builds(schemas.FromExperiment, experiment=names, round=rounds | st.sampled_from(["best", "last"])),
+    | st.builds(experiments.FromDigest, sha256=digests)
+    | st.builds(experiments.FromExperiment, experiment=names, round=rounds | st.sampled_from(["best", "last"])),
     hyperparameters=hyperparameters,
-    metric=st.none() | st.builds(schemas.Metric, name=words, mode=st.sampled_from(["max", "min"])),
+    metric=st.none() | st.builds(experiments.Metric, name=words, mode=st.sampled_from(["max", "min"])),
     share=st.lists(globs, min_size=1, max_size=4),
 )
 updates = st.builds(
@@ -345,7 +339,7 @@ def test_a_queue_takes_only_its_own_kinds() -> None:
 
 
 def test_the_schema_defines_every_message_once() -> None:
-    schema = schemas.json_schema()
+    schema = codec.json_schema()
     assert {model.__name__ for model in ALL} <= set(schema["$defs"])
     assert schema["$schema"].endswith("2020-12/schema")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from messages import names, schemas
+from messages import codec, experiments, names
 from orchestrator import cli
 from tests.unit.cli.conftest import Federation, run
 
@@ -64,9 +64,9 @@ def test_yaml_is_as_good_and_its_small_numbers_are_numbers(silobus: Federation, 
     assert silobus("start", path).exit_code == 0
 
     [body] = silobus.bodies(names.EXPERIMENTS)
-    said = schemas.decode(body.encode(), schemas.StartExperiment)
+    said = codec.decode(body.encode(), experiments.StartExperiment)
     assert said.hyperparameters["lr"] == 0.001
-    assert said.hyperparameters["decay"] == schemas.Schedule(by_round={1: 0.5})
+    assert said.hyperparameters["decay"] == experiments.Schedule(by_round={1: 0.5})
 
 
 def test_it_reads_standard_input(silobus: Federation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from messages.experiments import StartExperiment
 from messages.schemas import (
     DeadlinePassed,
     DeclineReason,
@@ -13,7 +14,6 @@ from messages.schemas import (
     MetricReport,
     Payload,
     Purpose,
-    StartExperiment,
     UpdatePublished,
 )
 from orchestrator.experiment.effects import Effects

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from messages.errors import Duplicate, Poison, Stale
-from messages.schemas import Head, Purpose, Schedule
+from messages.experiments import Schedule
+from messages.schemas import Head, Purpose
 from orchestrator.experiment.announcing import announcement_for
 from orchestrator.experiment.effects import (
     Announce,

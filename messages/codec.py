@@ -1,0 +1,96 @@
+"""Every message Silobus sends: the union of them, told apart by `kind`; messages to bytes, and bytes to messages.
+
+Here bad bytes become an error that a person can act on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from messages.errors import Poison
+from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
+from messages.schemas import (
+    AggregateRound,
+    DeadlinePassed,
+    GraceOver,
+    RoundAnnounced,
+    RoundClosed,
+    RoundDeclined,
+    SiloHeartbeat,
+    SiloHello,
+    TrainingFailed,
+    UpdatePublished,
+)
+
+MAX_MESSAGE_BYTES: Final = 200_000
+"""Bytes of one message's body; below the 256 KB that the Standard tier of Service Bus takes."""
+
+OperatorMessage = StartExperiment | CancelExperiment | PauseExperiment | ResumeExperiment
+ToSilo = RoundAnnounced | RoundClosed
+FromSilo = SiloHello | UpdatePublished | RoundDeclined | TrainingFailed | SiloHeartbeat
+Work = AggregateRound | DeadlinePassed | GraceOver
+Message = Annotated[OperatorMessage | ToSilo | FromSilo | Work, Field(discriminator="kind")]
+
+_ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(Message)
+
+
+def decode(body: bytes, *expected: type[BaseModel]) -> Any:
+    """The message in `body`, which must be one of the `expected` classes.
+
+    Raises Poison: `too-large`, `not-json`, `unknown-kind`, `unexpected-kind` or `invalid-message`, with a description
+    that names every wrong field and what it should be. Values are not repeated in it.
+    """
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise Poison("too-large", f"The message has {len(body)} bytes; {MAX_MESSAGE_BYTES} is the most.")
+    try:
+        data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Poison("not-json", f"The body is not UTF-8 JSON: {_short(str(error))}") from None
+    kinds = {str(model.model_fields["kind"].default): model for model in expected}
+    kind = data.get("kind") if isinstance(data, dict) else None
+    allowed = ", ".join(sorted(kinds))
+    if not isinstance(kind, str):
+        raise Poison("unknown-kind", f"The message needs a field `kind`, one of: {allowed}.")
+    if kind not in kinds:
+        raise Poison("unexpected-kind", f"This queue takes {allowed}; the message is of kind {_short(kind)!r}.")
+    try:
+        return kinds[kind].model_validate(data)
+    except ValidationError as error:
+        raise Poison("invalid-message", _explain(kind, error)) from None
+
+
+def encode(message: BaseModel) -> bytes:
+    """UTF-8 JSON of a message."""
+    return message.model_dump_json().encode()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of every message, one definition each."""
+    schema = _ADAPTER.json_schema(ref_template="#/$defs/{model}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Silobus messages", **schema}
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _explain(kind: str, error: ValidationError) -> str:
+    problems = [
+        f"{_short('.'.join(map(str, e['loc'])) or 'message')}: {_short(_in_our_words(e))}"
+        for e in error.errors(include_input=False, include_url=False)[:10]
+    ]
+    return f"{kind} is not valid. " + "; ".join(problems)
+
+
+def _in_our_words(problem: ErrorDetails) -> str:
+    if problem["type"] == "union_tag_invalid":  # pydantic would repeat the value
+        return f"`kind` should be one of {problem['ctx']['expected_tags']}"
+    return problem["msg"]
