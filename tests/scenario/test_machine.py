@@ -346,6 +346,11 @@ class Federation(RuleBasedStateMachine):
         await world.clock.advance(1)
         await world.post(ResumeExperiment(experiment="exp"))
         if world.phase() != "tombstone":
+            await world.supervised(lambda: world.phase() in {"ended", "paused"})
+            while world.phase() == "paused":  # a pause that was delayed came after the resume
+                await world.post(ResumeExperiment(experiment="exp"))
+                await world.supervised(lambda: world.phase() != "paused")
+                await world.supervised(lambda: world.phase() in {"ended", "paused"})
             over = await world.ended()
             await world.clock.advance(200)
             self._check_the_end(over)
