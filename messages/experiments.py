@@ -55,7 +55,10 @@ class Quorum(Operator):
     deadline: Seconds = 3600.0
     """Seconds after which a round closes with a quorum, and without one is announced again."""
     reminders: Annotated[int, Field(ge=0, le=1000)] = 2
-    """How often a round without a quorum is announced again, each time with a new deadline, before the run fails."""
+    """How often a round without a quorum is announced again, each time with a new deadline, before the run fails.
+
+    When too many silos failed for a quorum, that is after 10 s, then 30 s, 90 s …, if the deadline is later.
+    """
 
     def needed(self, silos: int) -> int:
         """The number of updates that make a quorum of `silos`; at least 1."""

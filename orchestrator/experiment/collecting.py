@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from messages.errors import Duplicate, Poison, Stale
 from messages.experiments import Transfer
 from messages.schemas import DeadlinePassed, GraceOver, Purpose, UpdatePublished
-from orchestrator.experiment.announcing import ask, awaited, has_answered
+from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (
     RoundRefused,
@@ -33,6 +33,8 @@ from orchestrator.experiment.state import (
     Updated,
 )
 
+FIRST_PAUSE = 10.0
+"""Seconds before a round whose silos failed is announced again; three times as long each time."""
 After = tuple[Collecting | Aggregating | Ended, Effects]
 
 
@@ -155,7 +157,7 @@ def _after_answer(state: Collecting, now: datetime) -> After:
         case Purpose.INITIALISE:
             return _ask_next(state, now) or ((state, ()) if waiting else _fail(state, now))
         case Purpose.TRAIN:
-            return (state, ()) if missing <= len(waiting) else _announce_again(state, now)
+            return (state, ()) if missing <= len(waiting) else _announce_soon(state, now)
 
 
 def _need_not_wait(state: Collecting, waiting: tuple[str, ...]) -> bool:
@@ -180,13 +182,31 @@ def _ask_next(state: Collecting, now: datetime) -> After | None:
 
 
 def _announce_again(state: Collecting, now: datetime) -> After:
-    """A new try with those that owe an answer; pointless when too many have declined for good."""
+    """A new try with those that owe an answer."""
     after = _announced_anew(state, now).model_copy(update={"reminded": state.reminded + 1})
-    waiting = awaited(after)
-    enough = len(_updates(state)) + len(waiting) >= state.quorum
-    if not enough or state.reminded >= state.run.request.quorum.reminders:
+    if _is_lost(state, after):
         return _fail(state, now)
-    return after, ask(after, waiting)
+    return after, ask(after, awaited(after))
+
+
+def _announce_soon(state: Collecting, now: datetime) -> After:
+    """No quorum can come of this announcement: its deadline is brought forward, to a pause from now.
+
+    The pause lets a short trouble in a silo pass; it grows from one announcement to the next.
+    """
+    if _is_lost(state, _announced_anew(state, now)):
+        return _fail(state, now)
+    soon = now + timedelta(seconds=FIRST_PAUSE * 3**state.reminded)
+    if soon >= state.deadline:
+        return state, ()
+    after = state.model_copy(update={"deadline": soon})
+    return after, (deadline_of(after),)
+
+
+def _is_lost(state: Collecting, again: Collecting) -> bool:
+    """Whether announcing again is of no use: not allowed any more, or too many have declined for good."""
+    most = len(_updates(state)) + len(awaited(again))
+    return most < state.quorum or state.reminded >= state.run.request.quorum.reminders
 
 
 def _announced_anew(state: Collecting, now: datetime) -> Collecting:

@@ -194,6 +194,6 @@ def _instead(state: Collecting, silo: str) -> str:
         case Failed(reason=reason) if has_answered(state, silo):
             return f"failed: {reason}"
         case Failed(reason=reason):
-            return f"did not answer; before that it failed: {reason}"
+            return f"had not answered; before that it failed: {reason}"
         case _:
-            return "did not answer"
+            return "had not answered"

@@ -127,7 +127,7 @@ class ClosedRound(Frozen):
     closed_at: Time
     updates: tuple[UpdateRecord, ...]
     others: Mapping[Name, Reason]
-    """What the silos without an update did: `declined: …`, `failed: …`, `did not answer`."""
+    """What the silos without an update did: `declined: …`, `failed: …`, `had not answered`."""
     metrics: tuple[PooledMetric, ...]
     """Those of phase `received` describe the weights of the round before."""
 

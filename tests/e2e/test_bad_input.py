@@ -673,7 +673,7 @@ def test_a_quorum_too_small_for_an_owner_is_declined_and_the_others_go_on_withou
     federation.wait_for("small")
     record = federation.until(lambda: federation.record(run, 1), "round 1 is not recorded")
     assert [update.silo for update in record.updates] == ["south"]
-    assert record.others["west"] in {"declined: quorum-too-small", "did not answer"}
+    assert record.others["west"] in {"declined: quorum-too-small", "had not answered"}
     federation.until(lambda: said(federation, "west", run, "round-declined"), "west does not decline")
     assert {m["reason"] for m in said(federation, "west", run, "round-declined")} == {"quorum-too-small"}
     assert not said(federation, "west", run, "update-published")

@@ -191,7 +191,7 @@ def test_a_silo_that_never_answers_is_waited_for_no_longer_than_the_grace(federa
         record = federation.record(run, number)
         assert record is not None
         assert [update.silo for update in record.updates] == ["north", "south"]
-        assert record.others == {"east": "did not answer"}
+        assert record.others == {"east": "had not answered"}
         assert record.announcements == 1
         waited = (record.closed_at - max(update.at for update in record.updates)).total_seconds()
         assert 0.4 < waited < 10
@@ -211,7 +211,7 @@ def test_without_a_quorum_silos_are_reminded_and_then_the_run_fails_saying_who_d
         waiting = [letter.json for letter in federation.peek("to-east") if run.encode() in letter.body]
     finally:
         federation.start("agent-east")
-    assert ended.reason == "Round 1: no quorum, 2 of 3 updates. east: did not answer"
+    assert ended.reason == "Round 1: no quorum, 2 of 3 updates. east: had not answered"
     announced = [m["announcement"] for m in waiting if m["kind"] == "round-announced"]
     assert announced == [1, 2, 3], "announced, and reminded twice"
     record = federation.record(run, 1)

@@ -439,7 +439,7 @@ def assert_closed_in_time(a: Collecting, b: Aggregating, now: datetime) -> None:
     if a.purpose is Purpose.INITIALISE or a.run.request.quorum.grace == 0:
         return
     over = a.grace_until is not None and now >= a.grace_until
-    silent = [silo for silo, did in b.closed.others.items() if did.startswith("did not answer")]
+    silent = [silo for silo, did in b.closed.others.items() if did.startswith("had not answered")]
     assert over or now >= a.deadline or not silent
 
 

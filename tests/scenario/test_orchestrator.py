@@ -147,7 +147,7 @@ async def test_a_round_without_quorum_is_announced_again_and_then_the_run_fails(
         over = await w.ended()
         assert over.outcome is RunOutcome.FAILED
         assert over.reason == (
-            "Round 1: no quorum, 1 of 2 updates. north: did not answer; south: declined: budget-spent"
+            "Round 1: no quorum, 1 of 2 updates. north: had not answered; south: declined: budget-spent"
         )
         asked = [m for m in w.silos["north"].heard if isinstance(m, RoundAnnounced)]
         assert [(m.round, m.announcement) for m in asked] == [(1, 1), (1, 2)]
@@ -461,7 +461,7 @@ async def test_a_silo_whose_queue_is_missing_does_not_hold_up_the_others() -> No
         assert over.outcome is RunOutcome.COMPLETED
         record = w.record(run, 1)
         assert record is not None
-        assert record.others == {"south": "did not answer"}
+        assert record.others == {"south": "had not answered"}
 
 
 @pytest.mark.parametrize("phase", ["initialising", "training", "aggregating", "paused"])

@@ -72,7 +72,7 @@ def record(number: int, *, loss: float, silos: tuple[str, ...] = ("east", "north
         opened_at=at(number * 10),
         closed_at=at(number * 10 + 1),
         updates=updates,
-        others={"south": "did not answer"},
+        others={"south": "had not answered"},
         metrics=(metric,),
         outcome=RoundOutcome.AGGREGATED,
         over_at=at(number * 10 + 2),
@@ -127,7 +127,7 @@ def test_metrics_belong_to_the_round_that_made_the_weights() -> None:
         (2, {"loss": 0.2}, 2.0),
     ]
     assert said["metrics"] == {"loss": 0.2}
-    assert said["silos"]["south"]["state"] == "did not answer"
+    assert said["silos"]["south"]["state"] == "had not answered"
     assert said["silos"]["north"]["last_answer"]["round"] == 3
 
 
@@ -196,7 +196,7 @@ def test_each_line_is_said_once() -> None:
     assert again == []
     assert [line.partition(":")[0] for line in then] == ["round 1", "round 2", "exp is completed"]
     assert "loss 0.5" in then[0]
-    assert "south did not answer" in then[0]
+    assert "south had not answered" in then[0]
 
 
 def placed(silobus: Federation, content: bytes, *, as_digest_of: bytes | None = None) -> Payload:

@@ -85,7 +85,7 @@ def test_the_quorum_begins_the_grace() -> None:
 def test_the_end_of_the_grace_freezes_the_set_and_dismisses_stragglers() -> None:
     state, effects = after(training(), update("south"), update("north"), grace())
     assert [u.silo for u in aggregating(state).closed.updates] == ["north", "south"]
-    assert dict(aggregating(state).closed.others) == {"east": "did not answer"}
+    assert dict(aggregating(state).closed.others) == {"east": "had not answered"}
     assert effects == (*dismissed("east"), SUM, CLOSED)
 
 
@@ -139,10 +139,31 @@ def test_silos_that_failed_are_asked_again_and_those_that_declined_are_not() -> 
     assert effects == asked_again("north", "south")
 
 
-def test_a_quorum_out_of_reach_announces_again_without_waiting_for_the_deadline() -> None:
+def test_a_quorum_out_of_reach_announces_again_after_a_pause_without_waiting_for_the_deadline() -> None:
     state, effects = after(training(), failed("north"), rejected("east"), now=at(7))
-    assert (collecting(state).announcement, collecting(state).deadline) == (2, at(107))
-    assert effects == asked_again("east", "north", "south", until=107)
+    assert (collecting(state).announcement, collecting(state).deadline) == (1, at(17))
+    assert effects == (ScheduleDeadline(run=RUN, round=1, announcement=1, at=at(17)),)
+
+    state, effects = step(state, deadline(), at(17))
+    assert (collecting(state).announcement, collecting(state).deadline) == (2, at(117))
+    assert effects == asked_again("east", "north", "south", until=117)
+
+
+def test_the_pause_grows_and_never_ends_after_the_deadline() -> None:
+    state, _ = after(training(quorum={"reminders": 5}), deadline(), now=at(0))
+    state, effects = after(state, failed("north", announcement=2), failed("east", announcement=2), now=at(7))
+    assert effects == (ScheduleDeadline(run=RUN, round=1, announcement=2, at=at(37)),)
+    state, effects = after(state, failed("south", announcement=2), now=at(8))
+    assert (collecting(state).deadline, effects) == (at(37), ())
+
+    late, effects = after(training(), failed("north"), failed("east"), now=at(95))
+    assert (collecting(late).deadline, effects) == (at(100), ())
+
+
+def test_a_quorum_out_of_reach_that_is_reached_after_all_closes_the_round() -> None:
+    state, _ = after(training(), failed("north"), failed("east"), update("south"), now=at(7))
+    state, _ = after(state, update("north"), now=at(9))
+    assert [u.silo for u in aggregating(state).closed.updates] == ["north", "south"]
 
 
 def test_a_round_fails_at_once_when_too_many_have_declined() -> None:
@@ -168,7 +189,7 @@ def test_a_run_fails_after_its_reminders_and_says_what_each_silo_did() -> None:
     over = ended(state)
     assert over.reason == (
         "Round 1: no quorum, 0 of 2 updates. east: declined: budget-spent; "
-        "north: did not answer; before that it failed: timeout; south: failed: timeout"
+        "north: had not answered; before that it failed: timeout; south: failed: timeout"
     )
     assert effects[0] == CloseRound(silo="north", run=RUN, round=1, because=ClosedBecause.FAILED)
     assert [effect.kind for effect in effects[1:]] == ["record-round", "record-run", "publish-head"]
