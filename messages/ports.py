@@ -119,6 +119,11 @@ class Reader(Protocol):
         """Bytes."""
         ...
 
+    @property
+    def etag(self) -> str:
+        """Changes with the blob's content; the same for as long as nobody has written it."""
+        ...
+
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises Conflict when the blob has changed, ValueError out of range."""
         ...

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
@@ -31,6 +32,14 @@ _VERIFIED_AT_ONCE: Final = 4
 """Updates read at the same time, from however many silos: memory must not grow with their number."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An update's weights as they were read."""
+
+    norm: float
+    etag: str
+
+
 @final
 class Weights:
     """Weights of updates, of rounds and of operators, in a store; `scratch` is a directory on this machine."""
@@ -40,8 +49,8 @@ class Weights:
         self._layouts: dict[str, Layout] = {}
         self._verifying, self._summing = asyncio.Semaphore(_VERIFIED_AT_ONCE), asyncio.Semaphore(1)
 
-    async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> float:
-        """Reads an update once and returns its norm. Raises Poison when it is not what it has to be."""
+    async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> Verified:
+        """Reads an update once. Raises Poison when it is not what it has to be."""
         expected = await self._expected(state)
         name = names.weights_blob(state.run.id, state.round, payload.sha256)
         with _as_poison(f"The weights of {silo} for round {state.round}"):
@@ -52,7 +61,7 @@ class Weights:
             verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=expected)
         if scan.layout.digest != payload.layout:
             raise Poison("layout-mismatch", f"{silo} announced another layout than the one its weights have.")
-        return scan.norm
+        return Verified(scan.norm, reader.etag)
 
     async def aggregate(self, state: Aggregating) -> Payload:
         """Puts the frozen set's sum in place. The first model is taken as it is: there is one update, and no base."""
@@ -182,6 +191,7 @@ def _contributions(state: Aggregating) -> list[Contribution]:
                 form=payload.form,
                 samples=update.samples,
                 steps=update.steps,
+                etag=update.etag,
             )
         )
     return found

@@ -192,8 +192,9 @@ class Orchestrator:
 
         state = await self._experiments.admit(experiment, look, run=update.run)
         payload = None if state.purpose is Purpose.EVALUATE else update.payloads.get("weights")
-        norm = await self._weights.verify_update(state, silo, payload) if payload else None
-        await self._experiments.apply(experiment, UpdateVerified(silo=silo, update=update, norm=norm))
+        found = await self._weights.verify_update(state, silo, payload) if payload else None
+        norm, etag = (found.norm, found.etag) if found else (None, None)
+        await self._experiments.apply(experiment, UpdateVerified(silo=silo, update=update, norm=norm, etag=etag))
         _log.info("update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm)
 
     async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:

@@ -165,6 +165,10 @@ class _BlobReader:
     def size(self) -> int:
         return self._size
 
+    @property
+    def etag(self) -> str:
+        return self._etag
+
     async def read(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size)
         if not length:

@@ -104,8 +104,8 @@ class _Files:
         sync(path.parent)
 
     def open(self, container: str, name: str) -> Reader:
-        with self._current(container, name) as (path, fd, _):
-            return _FileReader(f"{container}/{name}", path, os.fstat(fd))
+        with self._current(container, name) as (path, fd, etag):
+            return _FileReader(f"{container}/{name}", path, os.fstat(fd), etag)
 
     def fetch(self, container: str, name: str, target: Path) -> None:
         with self._current(container, name) as (path, fd, _):
@@ -187,12 +187,17 @@ class _Files:
 class _FileReader:
     """Pinned to what the file was when opened; holds no descriptor, so thousands may be open."""
 
-    def __init__(self, label: str, path: Path, stat: os.stat_result) -> None:
-        self._label, self._path, self._pin, self._size = label, path, _identity(stat), stat.st_size
+    def __init__(self, label: str, path: Path, stat: os.stat_result, etag: str) -> None:
+        self._label, self._path, self._etag = label, path, etag
+        self._pin, self._size = _identity(stat), stat.st_size
 
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def etag(self) -> str:
+        return self._etag
 
     async def read(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self._size)

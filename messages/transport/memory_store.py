@@ -97,6 +97,10 @@ class _MemoryReader:
     def size(self) -> int:
         return len(self._blob.data)
 
+    @property
+    def etag(self) -> str:
+        return self._blob.etag
+
     async def read(self, offset: int, length: int) -> bytes:
         check_range(offset, length, self.size)
         current = self._store._find(self._container, self._name)

@@ -20,7 +20,7 @@ import numpy as np
 
 from messages.errors import InvalidWeights, Poison
 from messages.ports import Reader, Store
-from messages.weights import DTYPES, FLOATING, Layout, Scan, WeightsFault, Writer, layout_of
+from messages.weights import DTYPES, FLOATING, Layout, Scan, WeightsFault, Writer, layout_of, scan_blob, verify
 from orchestrator.aggregation.fold import Fold, Weights
 from orchestrator.aggregation.plan import Piece, Range, batches, ranges
 from orchestrator.aggregation.strategy import Array, Facts, Strategy
@@ -56,6 +56,8 @@ class Contribution:
     form: Literal["weights", "delta"]
     samples: int
     steps: int
+    etag: str | None = None
+    """That of the blob when it was verified; if it has another now, it is verified again before it is summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ def _opening(store: Store, source: Source | Contribution) -> Callable[[], Awaita
                 WeightsFault.SIZE_MISMATCH,
                 f"{source.container}/{source.blob} has {reader.size} bytes; {source.bytes} were announced.",
             )
+        if isinstance(source, Contribution) and source.etag not in (None, reader.etag):
+            verify(await scan_blob(reader), sha256=source.sha256, bytes=source.bytes, layout=None)
         return _Opened(reader, await layout_of(reader))
 
     return run

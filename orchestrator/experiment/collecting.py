@@ -77,6 +77,7 @@ def update_verified(state: Collecting, event: UpdateVerified, now: datetime) -> 
         steps=update.steps,
         seconds=update.seconds,
         norm=event.norm,
+        etag=event.etag,
         metrics=tuple(number_of(report) for report in update.metrics),
         at=now,
     )

@@ -65,6 +65,8 @@ class UpdateVerified:
     update: UpdatePublished
     norm: float | None = None
     """None when there are no weights in it."""
+    etag: str | None = None
+    """That of the weights when they were verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,7 +141,7 @@ def measured(run: Run, closed: ClosedRound) -> Run:
     return run.model_copy(update={"stagnant": run.stagnant + 1})
 
 
-_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "metrics", "at")
+_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "etag", "metrics", "at")
 
 
 def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:

@@ -75,6 +75,8 @@ class Updated(Frozen):
     steps: Count
     seconds: float
     norm: float | None
+    etag: str | None = None
+    """That of the weights when they were verified: what is summed must be what was verified."""
     metrics: tuple[MetricNumber, ...] = ()
     at: Time
 
@@ -110,6 +112,7 @@ class UpdateRecord(Frozen):
     steps: Count
     seconds: float
     norm: float | None
+    etag: str | None = None
     metrics: tuple[MetricNumber, ...]
     at: Time
 

@@ -260,6 +260,16 @@ async def test_ranges_are_exact(place: tuple[Store, str]) -> None:
     await reader.close()
 
 
+async def test_a_reader_has_the_etag_of_what_it_reads(place: tuple[Store, str]) -> None:
+    store, container = place
+    await store.create(container, "a.bin", b"0123456789")
+    etags = {(await store.open(container, "a.bin")).etag for _ in range(3)}
+    assert etags == {blob.etag for blob in await store.list(container, "a.bin")}
+    await store.delete(container, "a.bin")
+    await store.create(container, "a.bin", b"9876543210")
+    assert (await store.open(container, "a.bin")).etag not in etags
+
+
 async def test_a_reader_refuses_a_document_that_has_changed(place: tuple[Store, str]) -> None:
     store, container = place
     etag = await store.write(container, "a.json", b"0", if_match=None)

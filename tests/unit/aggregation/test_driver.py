@@ -253,6 +253,25 @@ async def test_no_update_or_two_of_one_silo_is_a_mistake_of_ours(tmp_path: Path)
         await aggregate(store, FedAvg(), base=None, contributions=[update, update], target=tmp_path / "out")
 
 
+async def test_what_is_summed_is_what_was_verified(tmp_path: Path) -> None:
+    store, model = MemoryStore(), {"w": np.ones(3, np.float32)}
+    verified = await publish(store, tmp_path, "a", model)
+    etag = (await store.open(verified.container, verified.blob)).etag
+    honest = (await store.read(verified.container, verified.blob)).data
+    await store.delete(verified.container, verified.blob)
+    weights.write_file(tmp_path / "other", {"w": np.full(3, 666, np.float32)})
+    await store.create(verified.container, verified.blob, tmp_path / "other")
+    pinned = replace(verified, etag=etag)
+    with pytest.raises(InvalidWeights) as caught:
+        await aggregate(store, FedAvg(), base=None, contributions=[pinned], target=tmp_path / "out")
+    assert caught.value.reason == "digest-mismatch"
+
+    await store.delete(verified.container, verified.blob)
+    await store.create(verified.container, verified.blob, honest)  # as after a restored backup: the same, written anew
+    await aggregate(store, FedAvg(), base=None, contributions=[pinned], target=tmp_path / "out2")
+    assert same(weights.read_tensors(tmp_path / "out2"), model)
+
+
 async def test_a_blob_that_changes_while_it_is_read_is_a_conflict_and_leaves_nothing(tmp_path: Path) -> None:
     store = MemoryStore()
     update = await publish(store, tmp_path, "a", {"w": np.zeros(500_000)})
@@ -292,6 +311,10 @@ class _WatchedReader(Reader):
     @property
     def size(self) -> int:
         return self._reader.size
+
+    @property
+    def etag(self) -> str:
+        return self._reader.etag
 
     async def read(self, offset: int, length: int) -> bytes:
         import asyncio
