@@ -451,6 +451,27 @@ async def test_a_set_that_cannot_be_summed_ends_the_run_with_the_reason() -> Non
         assert len(await w.dead_letters(names.WORK)) == 1
 
 
+async def test_an_update_replaced_after_it_was_verified_is_not_summed() -> None:
+    async with world() as w:
+        await w.start()
+        w.live_silos("north", "east")
+        w.silos["south"].doing = lambda asked: "ignore" if asked.round else "update"
+        w.live_silos("south")
+        run = await w.begin(rounds=1)
+        await w.clock.until(lambda: isinstance(s := w.state(), Collecting) and "north" in s.answers and s.round == 1)
+        (name,) = [
+            n for c, n in w.store.blobs if c == "updates-north" and "/00001/" in n and n.endswith(".safetensors")
+        ]
+        await w.store.delete("updates-north", name)
+        await w.store.create("updates-north", name, save({"w": np.full(4, 666, np.float32)}))
+        w.silos["south"].doing = lambda asked: "update"
+        await w.silos["south"].hello()
+        over = await w.ended()
+        assert over.outcome is RunOutcome.FAILED
+        assert over.run.id == run
+        assert "digest-mismatch" in over.reason
+
+
 async def test_a_silo_whose_queue_is_missing_does_not_hold_up_the_others() -> None:
     async with world(enrolled=("east", "north", "south")) as w:
         del w.broker._queues["to-south"]
