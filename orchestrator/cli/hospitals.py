@@ -19,7 +19,10 @@ from orchestrator.cli.patients import share_out
 from orchestrator.cli.processes import Command, spawn, terminate
 from orchestrator.cli.terminal import Complaint
 
-EXAMPLES: Final = Path(orchestrator.__file__).resolve().parent.parent / "examples"
+_PACKAGE: Final = Path(orchestrator.__file__).resolve().parent
+EXAMPLES: Final = next(
+    (p for p in (_PACKAGE.parent / "examples", _PACKAGE / "examples") if (p / "breast_cancer").is_dir()), _PACKAGE
+)
 NAMES: Final = ("north", "south", "island", "east", "west", "valley", "harbour", "lake")
 FEWEST: Final = 20
 """Rows of the smallest hospital."""
@@ -114,10 +117,10 @@ def silo_names(count: int) -> list[str]:
 
 
 def script(task: Task) -> Path:
-    """The task's training script. Raises Complaint without a checkout: examples are not in the installed package."""
+    """The task's training script. Raises Complaint when it is not there."""
     path = EXAMPLES / task.folder / "train.py"
     if not path.exists():
-        raise Complaint(f"{path} is missing: the demo's tasks come with Silobus's source. Run this in a checkout.")
+        raise Complaint(f"{path} is missing. Install Silobus again, or run this in a checkout of its source.")
     return path
 
 
