@@ -466,12 +466,12 @@ class Federation:
     def shared_files(self) -> Iterator[Path]:
         """Every file of the federation but those in the silos: queues, blobs, state, settings, logs."""
         inside = self.folder.root / "silos"
-        return (p for p in self.folder.root.rglob("*") if p.is_file() and not p.is_relative_to(inside))
+        return (p for p in everything_in(self.folder.root) if p.is_file() and not p.is_relative_to(inside))
 
     def files_with(self, text: str, files: Iterable[Path] | None = None) -> list[Path]:
         """Which of these files (all there are, if none are named) hold `text`, or have it in their path."""
         found = []
-        for path in self.folder.root.rglob("*") if files is None else files:
+        for path in everything_in(self.folder.root) if files is None else files:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 if text in str(path) or (path.is_file() and text.encode() in path.read_bytes()):
                     found.append(path)
@@ -487,6 +487,12 @@ class Federation:
         printed = (self.folder.root / "silos").glob("*/home/rounds/*/*/tries/*/output.txt")
         logs = [*sorted((self.folder.root / "logs").glob("*.log")), *list(printed)[-3:]]
         return "".join(f"--- {p.name}\n" + "".join(p.open(errors="replace").readlines()[-lines:]) for p in logs)
+
+
+def everything_in(top: Path) -> Iterator[Path]:
+    """All files and directories below `top`, while processes add and remove some: those that vanish are left out."""
+    for folder, folders, files in os.walk(top):
+        yield from (Path(folder) / name for name in (*folders, *files))
 
 
 def result_of(record: RoundRecord, silos: Mapping[str, Silo]) -> float:

@@ -15,7 +15,7 @@ import pytest
 
 from messages import names
 from orchestrator.experiment.state import Ended
-from tests.federation import TRAINERS, Federation, Letter, Silo, announcement, payload_of, safetensors
+from tests.federation import TRAINERS, Federation, Letter, Silo, announcement, everything_in, payload_of, safetensors
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def assert_the_search_would_have_found_it(federation: Federation) -> None:
 def assert_it_was_there_to_be_found(federation: Federation) -> None:
     """The silo itself has it in the output of every try, and in what the scripts kept."""
     home = federation.folder.home("north")
-    kept = federation.files_with(CANARY, home.rglob("*"))
+    kept = federation.files_with(CANARY, everything_in(home))
     assert [path for path in kept if path.name == "output.txt"]
     assert [path for path in kept if path.is_relative_to(home / "state")]
 
@@ -157,7 +157,7 @@ def test_messages_waiting_in_the_queue_hold_no_secret(federation: Federation) ->
 def test_the_key_of_the_queue_is_in_its_owners_file_alone(federation: Federation) -> None:
     """In no message, blob or log, and in no script's environment, which the script has printed."""
     outcome(federation, "key", task="leaky", hyperparameters={"leak": "stdout"})
-    assert federation.files_with("SILOBUS_OUTPUT", federation.folder.home("north").rglob("output.txt"))
+    assert federation.files_with("SILOBUS_OUTPUT", everything_in(federation.folder.home("north")))
     assert federation.files_with(federation.key) == [federation.folder.connection]
     assert federation.folder.connection.stat().st_mode & 0o077 == 0
 
