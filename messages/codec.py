@@ -47,7 +47,8 @@ def decode(body: bytes, *expected: type[BaseModel]) -> Any:
     if len(body) > MAX_MESSAGE_BYTES:
         raise Poison("too-large", f"The message has {len(body)} bytes; {MAX_MESSAGE_BYTES} is the most.")
     try:
-        data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        text = body.decode("utf-8-sig")
+        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
         raise Poison("not-json", f"The body is not UTF-8 JSON: {_short(str(error))}") from None
     kinds = {str(model.model_fields["kind"].default): model for model in expected}
@@ -72,6 +73,14 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of every message, one definition each."""
     schema = _ADAPTER.json_schema(ref_template="#/$defs/{model}")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Silobus messages", **schema}
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {_short(repeated)!r} stands twice in one object")
+    return made
 
 
 def _refuse_constant(name: str) -> Any:

@@ -29,7 +29,7 @@ from messages.fields import (
 class Schedule(Operator):
     """A hyperparameter that changes with the round: the value of the greatest listed round not above the current."""
 
-    by_round: dict[Annotated[int, Field(ge=1, le=99_999)], Scalar] = Field(min_length=1, max_length=1000)
+    by_round: dict[Annotated[int, Field(ge=1, le=99_999, strict=False)], Scalar] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")
     def _begins_with_the_first_round(self) -> Self:

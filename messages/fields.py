@@ -37,9 +37,9 @@ Time = Annotated[datetime, AfterValidator(_utc)]
 
 
 class Operator(BaseModel):
-    """What a person posts: strict."""
+    """What a person posts: strict. "5", 5.0 and true are no whole numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Machine(BaseModel):

@@ -390,3 +390,42 @@ def test_metrics_agree_with_themselves() -> None:
 )
 def test_a_head_says_whether_an_update_still_counts(phase: Any, round_number: int, wanted: bool) -> None:
     assert Head(run=RUN, round=3, announcement=1, phase=phase).wants(round_number) is wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"quorum": {"minimum": 1.0}}, "quorum.minimum"),
+        ({"quorum": {"minimum": 2.0}}, "quorum.minimum"),
+        ({"quorum": {"minimum": True}}, "quorum.minimum"),
+        ({"quorum": {"minimum": "2"}}, "quorum.minimum"),
+        ({"quorum": {"minimum": "0.5"}}, "quorum.minimum"),
+        ({"quorum": {"reminders": True}}, "quorum.reminders"),
+        ({"rounds": "5"}, "rounds"),
+        ({"rounds": 5.0}, "rounds"),
+        ({"rounds": True}, "rounds"),
+    ],
+)
+def test_what_an_operator_posts_is_taken_at_its_word_or_not_at_all(changes: dict[str, Any], field: str) -> None:
+    body = json.dumps({"kind": "start-experiment", "experiment": "a", "task": "t", "rounds": 5, **changes}).encode()
+    with pytest.raises(Poison) as caught:
+        codec.decode(body, experiments.StartExperiment)
+    assert caught.value.reason == "invalid-message"
+    assert field in caught.value.description
+
+
+def test_a_key_that_stands_twice_is_refused_since_one_of_them_would_be_ignored() -> None:
+    body = (
+        b'{"kind": "start-experiment", "experiment": "a", "task": "t", "rounds": 5, "quorum": {"grace": 1, "grace": 2}}'
+    )
+    with pytest.raises(Poison, match="'grace' stands twice") as caught:
+        codec.decode(body, experiments.StartExperiment)
+    assert caught.value.reason == "not-json"
+
+
+def test_a_schedule_written_in_json_has_its_rounds_as_text() -> None:
+    start = {"kind": "start-experiment", "experiment": "a", "task": "t", "rounds": 5}
+    body = json.dumps({**start, "hyperparameters": {"lr": {"by_round": {"1": 0.1, "3": 1}}}}).encode()
+    said = codec.decode(body, experiments.StartExperiment)
+    assert said.hyperparameters["lr"].at(4) == 1
+    assert codec.decode(codec.encode(said), experiments.StartExperiment) == said
