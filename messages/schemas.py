@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from messages.experiments import Transfer
 from messages.fields import (
@@ -104,6 +104,13 @@ class Purpose(StrEnum):
     EVALUATE = "evaluate"
 
 
+def _as_far_as_known(transfer: object) -> object:
+    """What operators post is strict; what an agent is sent may have fields that a newer orchestrator added."""
+    if not isinstance(transfer, dict):
+        return transfer
+    return {name: value for name, value in transfer.items() if name in Transfer.model_fields}
+
+
 class RoundAnnounced(Machine):
     """Take part in this round, if your policy allows it. Announcing again only reminds."""
 
@@ -120,7 +127,7 @@ class RoundAnnounced(Machine):
     """What to start from, by role, in `global/<run>/<round - 1>/`; none when initialising."""
     hyperparameters: dict[ParameterName, Scalar] = {}
     """Plain values for this round and this silo: schedules and overrides are resolved."""
-    transfer: Transfer = Transfer()
+    transfer: Annotated[Transfer, BeforeValidator(_as_far_as_known)] = Transfer()
     strategy: Name = "fedavg"
     share: list[ShareGlob] = ["*"]
     silos: Annotated[int, Field(ge=1)]

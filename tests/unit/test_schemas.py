@@ -222,6 +222,23 @@ def test_machine_messages_ignore_fields_of_a_newer_version() -> None:
     assert message == RoundClosed(run=RUN, round=3, because=schemas.ClosedBecause.FAILED)
 
 
+def test_an_announcement_may_say_more_of_the_transfer_than_this_version_knows() -> None:
+    asked = {
+        "kind": "round-announced",
+        "experiment": "mnist",
+        "run": RUN,
+        "round": 1,
+        "purpose": "train",
+        "announcement": 1,
+        "task": "digits",
+        "transfer": {"form": "delta", "compression": "newer"},
+        "silos": 3,
+        "quorum": 2,
+        "deadline": "2026-01-01T00:00:00Z",
+    }
+    assert decode(json.dumps(asked).encode(), RoundAnnounced).transfer == experiments.Transfer(form="delta")
+
+
 @pytest.mark.parametrize("model", OPERATORS)
 def test_operator_messages_refuse_unknown_fields_and_name_them(model: type[BaseModel]) -> None:
     fields = {"kind": model.model_fields["kind"].default, "experiment": "mnist", "roundz": 3}
