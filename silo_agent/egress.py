@@ -31,10 +31,12 @@ class EgressLog:
     """The log, open for appending. Blocks: use it in a thread. Raises EgressBroken when the chain does not hold."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and (problem := verify(path)):
+        if problem := verify(path):
             raise EgressBroken(problem)
-        self._journal = Journal(path)
         self._head = head_of(path)
+        if not self._head.exists():
+            self._vouch(0, FIRST)  # before the first line: a log without it has lost it
+        self._journal = Journal(path)
         self._lock = threading.Lock()
         self._number, self._last = 0, FIRST
         self._published: dict[tuple[str, int], list[tuple[str, int]]] = {}
@@ -48,9 +50,7 @@ class EgressLog:
             self._journal.append(_encode(line), durable=durable)
             self._remember(line)
             if durable:  # never ahead of what the disk holds, so that a power cut does not look like tampering
-                beside = self._head.with_suffix(".writing")
-                beside.write_bytes(_encode({"n": line["n"], "hash": line["hash"]}))
-                beside.replace(self._head)
+                self._vouch(line["n"], line["hash"])
 
     def tries_published(self, run: str, round_number: int) -> dict[str, int]:
         """For each update-published message logged for a round, by its SHA-256: the try that made it."""
@@ -60,6 +60,11 @@ class EgressLog:
     def close(self) -> None:
         """Closes the file."""
         self._journal.close()
+
+    def _vouch(self, number: int, last: str) -> None:
+        beside = self._head.with_suffix(".writing")
+        beside.write_bytes(_encode({"n": number, "hash": last}))
+        beside.replace(self._head)
 
     def _remember(self, line: dict[str, Any]) -> None:
         self._number, self._last = line["n"], line["hash"]
@@ -72,6 +77,8 @@ def verify(path: Path) -> str | None:
     """What is wrong with a log, or None. A last line that was cut off while it was written is no fault."""
     number, last = 0, FIRST
     head = head_of(path)
+    if path.exists() and not head.exists():
+        return "egress.head is missing: nothing says which line must be the last"
     must = json.loads(head.read_bytes()) if head.exists() else {"n": 0, "hash": FIRST}
     seen = must["n"] == 0
     for raw in complete_lines(path)[0] if path.exists() else []:

@@ -74,9 +74,20 @@ def test_tampering_is_seen_and_stops_the_agent(log: Path, tamper: Callable[[list
         EgressLog(log)
 
 
-def test_a_log_that_was_taken_away_is_missed(log: Path) -> None:
-    log.unlink()
+@pytest.mark.parametrize("taken", [lambda log: log, head_of])
+def test_a_log_or_a_head_that_was_taken_away_is_missed(log: Path, taken: Callable[[Path], Path]) -> None:
+    taken(log).unlink()
     assert verify(log) is not None
+    with pytest.raises(EgressBroken):
+        EgressLog(log)
+    assert not taken(log).exists(), "what was taken is not quietly made anew"
+
+
+def test_the_head_is_there_before_the_first_line(tmp_path: Path) -> None:
+    egress = EgressLog(tmp_path / "egress.jsonl")
+    egress.append(NOW, {"what": "message"}, durable=False)
+    head_of(tmp_path / "egress.jsonl").unlink()
+    assert verify(tmp_path / "egress.jsonl") is not None
 
 
 def test_a_last_line_cut_off_by_a_power_cut_is_no_tampering(log: Path) -> None:
