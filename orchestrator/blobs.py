@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -20,7 +20,8 @@ from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, P
 from messages.experiments import FromDigest, FromExperiment
 from messages.ports import Reader, Store
 from messages.schemas import Payload, Purpose
-from messages.weights import Layout, Scan, layout_of, scan_blob, scan_file, verify
+from messages.share import lets_through
+from messages.weights import Layout, Scan, TensorSpec, Writer, layout_of, scan_blob, scan_file, verify
 from orchestrator.aggregation import strategy_named
 from orchestrator.aggregation.driver import Contribution, Source, aggregate
 from orchestrator.experiment.collecting import transfer_of
@@ -28,6 +29,7 @@ from orchestrator.experiment.state import Aggregating, Collecting, Tombstone
 from orchestrator.store import Documents
 
 _LAYOUTS: Final = 16
+_PIECE: Final = 4 << 20
 _VERIFIED_AT_ONCE: Final = 4
 """Updates read at the same time, from however many silos: memory must not grow with their number."""
 
@@ -86,8 +88,13 @@ class Weights:
                     )
                 return await self._put(run.id, closed.round, target, scan)
 
-    async def place_initial(self, run: str, initial: FromExperiment | FromDigest, documents: Documents) -> Payload:
-        """Copies the weights an operator named to round 0 of the run. Raises Poison `initial-not-found`."""
+    async def place_initial(
+        self, run: str, initial: FromExperiment | FromDigest, share: Sequence[str], documents: Documents
+    ) -> Payload:
+        """Copies what the run shares of the weights an operator named to its round 0: updates will have just that.
+
+        Raises Poison `initial-not-found`, `share-matches-nothing`.
+        """
         match initial:
             case FromDigest(sha256=sha256):
                 container, name = names.INITIAL, names.initial_blob(sha256)
@@ -95,7 +102,7 @@ class Weights:
                 container, name, sha256 = await _weights_of(initial, documents)
         try:
             with _as_poison("The initial weights"):
-                return await self._copy(container, name, run, 0, sha256)
+                return await self._copy(container, name, run, 0, sha256, share=share)
         except Poison as poison:
             if poison.reason == "weights-not-found":
                 raise Poison("initial-not-found", f"There is no {container}/{name}. Upload it first.") from None
@@ -116,13 +123,18 @@ class Weights:
             self._layouts[model.payload.layout] = layout
         return layout.cast(transfer_of(state).dtype)
 
-    async def _copy(self, container: str, name: str, run: str, round_number: int, sha256: str) -> Payload:
-        """Copies a blob to the global weights of a round, after reading it whole and checking it."""
+    async def _copy(
+        self, container: str, name: str, run: str, round_number: int, sha256: str, *, share: Sequence[str] | None = None
+    ) -> Payload:
+        """Copies a blob, or of its tensors those that are shared, to the global weights of a round; checks it first."""
         with self._directory() as directory:
             target = directory / "copy.safetensors"
             await self._store.fetch(container, name, target)
             scan = await asyncio.to_thread(scan_file, target)
             verify(scan, sha256=sha256, bytes=scan.bytes, layout=None)
+            if share is not None and (shared := _shared(scan.layout, share)) != scan.layout.tensors:
+                whole, target = target, directory / "shared.safetensors"
+                scan = await asyncio.to_thread(_write_some, whole, scan.layout, shared, target)
             return await self._put(run, round_number, target, scan)
 
     async def _put(self, run: str, round_number: int, file: Path, scan: Scan) -> Payload:
@@ -146,6 +158,30 @@ class Weights:
             yield directory
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _shared(layout: Layout, share: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The tensors that are exchanged. Raises Poison when there are none: nothing could ever be trained together."""
+    shared = tuple(spec for spec in layout.tensors if lets_through(spec.name, share))
+    if not shared:
+        patterns = ", ".join(share[:10]) + ("…" if len(share) > 10 else "")
+        raise Poison(
+            "share-matches-nothing",
+            f"Of the {len(layout.tensors)} tensors of the initial weights, `share` ({patterns}) lets none through.",
+        )
+    return shared
+
+
+def _write_some(source: Path, layout: Layout, some: Sequence[TensorSpec], target: Path) -> Scan:
+    """A file of some of another's tensors; what a scan of it finds."""
+    kept = Layout.of((spec.name, spec.dtype, spec.shape) for spec in some)
+    with source.open("rb") as file, Writer(target, kept) as writer:
+        for spec in writer.layout.in_file_order:
+            there = layout.by_name[spec.name]
+            file.seek(layout.data_offset + there.begin)
+            for begin in range(there.begin, there.end, _PIECE):
+                writer.write(file.read(min(_PIECE, there.end - begin)))
+        return writer.finish()
 
 
 async def _weights_of(initial: FromExperiment, documents: Documents) -> tuple[str, str, str]:

@@ -142,7 +142,7 @@ class Orchestrator:
         event = StartRequested(run=run, request=request, enrolled=self._silos, offering=offering, ran_before=ran_before)
         if request.initial is not None:  # a cheap look before weights are copied
             await self._experiments.admit(name, lambda state: check_start(state, event))
-            placed = await self._weights.place_initial(run, request.initial, self._documents)
+            placed = await self._weights.place_initial(run, request.initial, request.share, self._documents)
             event = StartRequested(
                 run=run,
                 request=request,

@@ -21,7 +21,8 @@ from messages.schemas import (
     Purpose,
     SumMetric,
 )
-from silo_agent.policy import MetricRule, Outbound, lets_through
+from messages.share import lets_through
+from silo_agent.policy import MetricRule, Outbound
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from messages.fields import MetricName, Name, ParameterName, Scalar, Sha256
 from messages.schemas import DeclineReason, Purpose, RoundAnnounced
 from messages.settings import SettingsPath
+from messages.share import lets_through
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
@@ -210,11 +210,3 @@ def _transfer(outbound: Outbound, announced: RoundAnnounced) -> DeclineReason | 
     if any(lets_through(n, announced.share) and not lets_through(n, outbound.tensors) for n in full_names):
         return DeclineReason.OUTBOUND_FORBIDDEN
     return None
-
-
-def lets_through(name: str, patterns: list[str]) -> bool:
-    """Whether patterns name a tensor: `!` excludes, the last that matches decides, unnamed is no."""
-    for pattern in reversed(patterns):
-        if fnmatchcase(name, pattern.removeprefix("!")):
-            return not pattern.startswith("!")
-    return False

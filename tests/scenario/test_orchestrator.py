@@ -425,6 +425,47 @@ async def test_a_run_can_begin_with_uploaded_weights() -> None:
         assert w.weights(run, 1) == [112.0] * 4
 
 
+@pytest.mark.parametrize("share", [["*", "!head.*"], ["w"], ["w", "head.*", "!*.weight"]])
+async def test_of_the_first_weights_a_run_takes_what_it_shares(share: list[str]) -> None:
+    async with world() as w:
+        body = np.full(4, 100.0, np.float32)
+        data = save({"head.weight": np.ones((3, 2)), "w": body, "head.z.weight": np.ones(3, np.int64)})
+        sha256 = hashlib.sha256(data).hexdigest()
+        await w.store.create(names.INITIAL, names.initial_blob(sha256), data)
+        await w.start()
+        w.live_silos()
+        run = await w.begin(initial={"sha256": sha256}, rounds=1, share=share)
+        over = await w.ended()
+        assert over.outcome is RunOutcome.COMPLETED
+        assert w.weights(run, 0) == [100.0] * 4
+        assert w.weights(run, 1) == [112.0] * 4
+
+
+async def test_first_weights_that_are_shared_whole_stay_the_file_they_were() -> None:
+    async with world() as w:
+        data = save({"w": np.full(4, 100.0, np.float32)}, metadata={"by": "somebody"})
+        sha256 = hashlib.sha256(data).hexdigest()
+        await w.store.create(names.INITIAL, names.initial_blob(sha256), data)
+        await w.start()
+        run = await w.begin(initial={"sha256": sha256})
+        await collecting(w, 1)
+        assert (await w.store.read(names.GLOBAL, names.weights_blob(run, 0, sha256))).data == data
+
+
+async def test_first_weights_of_which_nothing_is_shared_start_no_run() -> None:
+    async with world() as w:
+        data = save({"w": np.ones(4, np.float32)})
+        sha256 = hashlib.sha256(data).hexdigest()
+        await w.store.create(names.INITIAL, names.initial_blob(sha256), data)
+        await w.start()
+        await w.begin(initial={"sha256": sha256}, share=["*", "!w"])
+        await rest()
+        (letter,) = await w.bus.peek(names.dead_letters_of(names.EXPERIMENTS), count=10)
+        assert letter.dead_letter_reason == "share-matches-nothing"
+        assert "(*, !w)" in (letter.dead_letter_description or "")
+        assert w.state() is None
+
+
 async def test_uploaded_weights_must_be_what_they_are_called() -> None:
     async with world() as w:
         await w.store.create(names.INITIAL, names.initial_blob("0" * 64), save({"w": np.ones(4, np.float32)}))

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from messages.schemas import DeclineReason, Purpose
-from silo_agent.policy import Accepted, Declined, Facts, OneOf, Policy, Range, decide, lets_through
+from messages.share import lets_through
+from silo_agent.policy import Accepted, Declined, Facts, OneOf, Policy, Range, decide
 from tests.unit.agent.making import CODE, announced, task
 
 FACTS = Facts(code=CODE, spent=0)
