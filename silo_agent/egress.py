@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, final
 
-from silo_agent.journal import Journal, complete_lines
+from silo_agent.journal import Journal, complete_lines, make_durable
 
 FIRST: Final = "0" * 64
 """What the first line is chained to."""
@@ -36,6 +36,8 @@ class EgressLog:
         self._head = head_of(path)
         if not self._head.exists():
             self._vouch(0, FIRST)  # before the first line: a log without it has lost it
+            make_durable(self._head)
+            make_durable(self._head.parent)
         self._journal = Journal(path)
         self._lock = threading.Lock()
         self._number, self._last = 0, FIRST
