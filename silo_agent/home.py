@@ -23,6 +23,8 @@ from typing import Any, Final, final
 from messages.schemas import FailureCategory
 
 ENDED: Final = "ended.json"
+_KEPT_WITH: Final = {"declined": "failed", "closed": "unfinished"}
+"""Ways to end that are counted together when old rounds make room."""
 
 
 class HomeInUse(Exception):
@@ -170,16 +172,24 @@ class Home:
         return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]
 
     def forget_ended(self, keep: int) -> None:
-        """Deletes the directories of rounds that are over, all but the last `keep` of them.
+        """Deletes the directories of rounds that are over, all but the last `keep` that were published, as many that
+        failed or were declined, and as many that were closed or left unfinished: what went well never makes what went
+        wrong unreadable.
 
         A round that was left unfinished is over when its run has come to a later one.
         """
         rounds = self.rounds()
         latest = {run: number for run, number, _ in rounds}
-        over = [at.path for run, number, at in rounds if number < latest[run] or at.ended is not None]
-        over.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in over[: max(0, len(over) - keep)]:
-            shutil.rmtree(path, ignore_errors=True)
+        over: dict[str, list[Path]] = {}
+        for run, number, at in rounds:
+            ended = at.ended
+            if number < latest[run] or ended is not None:
+                how = str(ended["how"]) if ended else "unfinished"
+                over.setdefault(_KEPT_WITH.get(how, how), []).append(at.path)
+        for paths in over.values():
+            paths.sort(key=lambda path: path.stat().st_mtime_ns)
+            for path in paths[: max(0, len(paths) - keep)]:
+                shutil.rmtree(path, ignore_errors=True)
 
     def write_fault(self, name: str, text: str) -> Path:
         """Keeps what must not get into the shared log: a bug's whole story."""

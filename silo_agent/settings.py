@@ -25,7 +25,7 @@ class SiloSettings(Settings):
     stalled_after: Annotated[float, Field(gt=0)] | None = None
     """Seconds without progress after which a trainer is not reported alive any more; null: two heartbeats."""
     keep_rounds: Annotated[int, Field(ge=0)] = 3
-    """How many directories of rounds that are over are kept, to be looked at and run again."""
+    """How many directories of published rounds are kept, and as many of failed or declined ones, to be run again."""
     tasks: Annotated[dict[Name, Task], Field(default_factory=dict)]
 
     def policy(self) -> Policy:

@@ -15,10 +15,10 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
-def made(directory: RoundDirectory, *, ended: bool) -> None:
+def made(directory: RoundDirectory, *, ended: bool, how: str = "published") -> None:
     directory.attempt(1).start()
     if ended:
-        directory.mark_ended({"how": "published"})
+        directory.mark_ended({"how": how})
 
 
 def test_a_second_agent_is_turned_away_until_the_first_has_left(home: Home) -> None:
@@ -41,6 +41,17 @@ def test_the_last_rounds_to_have_ended_are_kept(home: Home) -> None:
         made(home.round(RUN, number), ended=True)
         home.forget_ended(3)
     assert [number for _, number, _ in home.rounds()] == [3, 4, 5]
+
+
+def test_rounds_that_went_well_leave_those_that_did_not_to_be_looked_at(home: Home) -> None:
+    home.take()
+    for number, how in enumerate(["failed", "declined", "failed", "declined", *["published", "closed"] * 4], start=1):
+        made(home.round(RUN, number), ended=True, how=how)
+        home.forget_ended(3)
+    kept = [(number, at.ended["how"]) for _, number, at in home.rounds() if at.ended]
+    assert [number for number, how in kept if how in ("failed", "declined")] == [2, 3, 4]
+    assert [number for number, how in kept if how == "published"] == [7, 9, 11]
+    assert [number for number, how in kept if how == "closed"] == [8, 10, 12]
 
 
 def test_a_round_that_is_going_on_is_kept_however_old(home: Home) -> None:
