@@ -105,6 +105,8 @@ class Task(Rule):
     tries: Annotated[int, Field(ge=1, le=100)] = 2
     at_once: Annotated[int, Field(ge=1)] = 1
     """How many rounds of this task train at the same time; the others wait."""
+    warm: Annotated[int, Field(ge=1)] = 2
+    """How many warm processes of this task there may be, each of one run; never fewer than train at the same time."""
     limits: Limits
     outbound: Outbound = Outbound()
 

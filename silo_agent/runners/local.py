@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ class LocalRunner(Runner):
         self._own = os.environ if own is None else own
         self._idle = idle
         self._warm: dict[str, _Warm] = {}
+        """By run; the one that has been idle for longest comes first."""
+        self._busy: Counter[str] = Counter()
+        """By task: warm processes in a round, or being started for one."""
         self._ending: set[asyncio.Task[None]] = set()
 
     async def prepare(self) -> None:
@@ -87,7 +91,13 @@ class LocalRunner(Runner):
         return status, trainer.capture
 
     async def _run_warm(self, job: Job) -> tuple[int, Capture]:
-        warm = await self._warm_process(job)
+        self._busy[job.name] += 1
+        try:
+            return await self._run_in(await self._warm_process(job), job)
+        finally:
+            self._busy[job.name] -= 1
+
+    async def _run_in(self, warm: _Warm, job: Job) -> tuple[int, Capture]:
         keep, status = False, 0
         try:
             done = await warm.trainer.round(job.input, job.output)
@@ -108,11 +118,16 @@ class LocalRunner(Runner):
                 warm.trainer.capture.switch(job.log)
                 return warm
             await warm.trainer.kill()
-        # The task may not need more memory than its rounds at once do: processes of other runs make room.
-        others = [run for run, other in self._warm.items() if other.name == job.name]
-        for run in others[: max(0, len(others) - job.task.at_once + 1)]:
-            await self.end(run)
+        await self._make_room(job)
         return _Warm(await self._start(job, {}), job.name)
+
+    async def _make_room(self, job: Job) -> None:
+        """Ends idle processes of the task, the longest idle first, until with this round's there are not too many."""
+        most = max(job.task.warm, job.task.at_once)
+        while idle := [run for run, other in self._warm.items() if other.name == job.name]:
+            if len(idle) + self._busy[job.name] <= most:
+                return
+            await self.end(idle[0])
 
     async def _start(self, job: Job, contract: Mapping[str, str]) -> Trainer:
         return await Trainer.start(

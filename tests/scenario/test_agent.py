@@ -272,6 +272,34 @@ async def test_what_was_declined_is_forgotten_by_the_warm_process(world: World) 
     assert world.committed() == {"00001": "1", "00003": "2"}
 
 
+async def train(world: World, run: str, number: int) -> int:
+    """The process that ran a round of a run."""
+    weights = vector(float(number), 0.0)
+    given = payload(weights)
+    await world.store.create(names.GLOBAL, names.weights_blob(run, number - 1, given.sha256), weights)
+    await world.announce(number, run=run, payloads={"weights": given})
+    assert (await world.hear())["kind"] == "update-published"
+    await world.settled()
+    return world.ran()[-1][0]
+
+
+async def test_runs_that_take_turns_keep_their_warm_processes(world: World) -> None:
+    async with world.agent():
+        pids = [(await train(world, "a_00000000", n), await train(world, "b_00000000", n)) for n in (1, 2, 3)]
+    assert len(set(pids)) == 1, "no round needed a new process"
+    assert pids[0][0] != pids[0][1]
+
+
+@pytest.mark.parametrize(("warm", "stay"), [(1, []), (2, ["a"]), (3, ["a", "b"])])
+async def test_the_process_idle_for_longest_makes_room(world: World, warm: int, stay: list[str]) -> None:
+    async with world.agent(world.settings(warm=warm)):
+        for number, run in ((1, "a_00000000"), (1, "b_00000000"), (2, "a_00000000")):
+            await train(world, run, number)
+        before = {"a": world.ran()[2][0], "b": world.ran()[1][0]}
+        assert world.lives(await train(world, "c_00000000", 1))
+        assert [run for run, pid in before.items() if world.lives(pid)] == stay
+
+
 async def test_being_asked_again_joins_the_work_that_is_going_on(world: World) -> None:
     world.does("hold")
     async with world.agent():
