@@ -20,6 +20,10 @@ PAGE = 100
 MOST = 10_000
 """Messages of one queue that are counted; beyond that the count says so."""
 AT_ONCE = 8
+LONGEST = 10_000
+"""Characters of a body that is no JSON that scripts are shown."""
+DEEPEST = 100
+"""Levels of a body that is shown as JSON; one that is deeper is shown as text."""
 
 app = typer.Typer(help="What is in the queues; `silobus queues peek` shows messages.", invoke_without_command=True)
 
@@ -55,11 +59,7 @@ async def count(bus: Bus, queue: str) -> dict[str, Any]:
 
 
 def in_full(delivery: Delivery) -> dict[str, Any]:
-    """A message for scripts: its body as JSON where it is JSON."""
-    try:
-        body: Any = json.loads(delivery.body)
-    except ValueError:
-        body = delivery.body.decode("utf-8", "replace")
+    """A message for scripts: its body as JSON where it is strict JSON, and otherwise as text."""
     row = {
         "queue": delivery.queue,
         "sequence_number": delivery.sequence_number,
@@ -69,7 +69,7 @@ def in_full(delivery: Delivery) -> dict[str, Any]:
         "enqueued_at": delivery.enqueued_at,
         "scheduled_at": delivery.scheduled_at,
         "delivery_count": delivery.delivery_count,
-        "body": body,
+        "body": _body(delivery.body),
     }
     if delivery.dead_letter_reason is not None or delivery.dead_letter_description is not None:
         row |= {"reason": delivery.dead_letter_reason, "description": delivery.dead_letter_description}
@@ -139,6 +139,26 @@ def headline(delivery: Delivery) -> str:
     if delivery.delivery_count:
         words.append(f"delivered {delivery.delivery_count} times before")
     return "  ".join(words)
+
+
+def _body(body: bytes) -> Any:
+    try:
+        said = json.loads(body)
+        # What Python reads need not be what others can: NaN, 1e999, half a surrogate pair.
+        json.dumps(said, allow_nan=False, ensure_ascii=False).encode()
+        if _is_deeper_than(DEEPEST, said):
+            raise ValueError("too deep")
+    except (ValueError, RecursionError):
+        text = body.decode("utf-8", "replace")
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(body)} bytes in all)"
+    return said
+
+
+def _is_deeper_than(levels: int, value: Any) -> bool:
+    row = [value]
+    for _ in range(levels):
+        row = [i for v in row if isinstance(v, dict | list) for i in (v.values() if isinstance(v, dict) else v)]
+    return bool(row)
 
 
 def _counts(row: dict[str, Any]) -> tuple[int, int, int]:

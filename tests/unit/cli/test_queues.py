@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
 
 from messages import names
-from orchestrator.cli.queues import PAGE
+from orchestrator.cli.queues import LONGEST, PAGE
 from tests.unit.cli.conftest import SILOS, Federation
 
 
@@ -65,6 +68,38 @@ def test_peek_shows_what_is_not_json_as_it_is(silobus: Federation) -> None:
     [row] = json.loads(silobus("queues", "peek", "work", "--json").stdout)
     assert row["body"] == "not json"
     assert "not json" in silobus("queues", "peek", "work").stdout
+
+
+def strict(text: str) -> Any:
+    """Read as others read JSON, who know no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 100_000, "[" * 500 + "]" * 500, '{"loss": NaN}', "[1e999]", r'["\ud800"]', "9" * 20_000]
+)
+def test_a_body_that_is_no_strict_json_is_text_and_spoils_no_list(silobus: Federation, body: str) -> None:
+    silobus.bury("work", body, "junk")
+    silobus.send("work", body, "alive")
+    [letter] = silobus.broker.peek(names.dead_letters_of("work"), 10, 0)
+
+    for arguments in (
+        ("queues", "peek", "work"),
+        ("dead-letters", "list", "work"),
+        ("dead-letters", "show", "work", letter.sequence_number),
+    ):
+        result = silobus(*arguments, "--json")
+
+        assert result.exit_code == 0
+        said = strict(result.stdout)
+        shown = (said[0] if isinstance(said, list) else said)["body"]
+        assert isinstance(shown, str)
+        assert shown.startswith(body[:LONGEST])
+        assert len(shown) < LONGEST + 100
 
 
 def test_an_unknown_queue_is_said_with_those_there_are(silobus: Federation) -> None:
