@@ -15,11 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from messages.errors import SilobusError
-from messages.settings import load_yaml
+from messages.fields import Name
+from messages.settings import BusSettings, SettingsError, SettingsPath, StoreSettings, load_yaml
 from silo_agent import egress as log
 from silo_agent.code_digest import CodeUnreadable, code_digest
 from silo_agent.home import Home, HomeInUse
 from silo_agent.settings import SiloSettings
+
+
+class _OwnersFile(SiloSettings):
+    """An owner's file as `silobus up --silos-dir` takes it, which says itself what silo, bus, store and home are."""
+
+    silo: Name = "any"
+    bus: BusSettings = BusSettings(connection_string_env="ANY")
+    store: StoreSettings = StoreSettings(account_url="https://any", sas_env="ANY")
+    home: SettingsPath = Path("any")
+
 
 app = typer.Typer(
     name="silobus-agent",
@@ -62,6 +73,19 @@ def check(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
                 _out.print(f"       {line}", markup=False, soft_wrap=True)
     if not all(finding.good for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command(name="check-files", hidden=True)
+def check_files(files: list[Path]) -> None:
+    """Reads owners' files and says what is wrong in them; tries nothing. `silobus up` asks before it starts."""
+    problems = []
+    for file in files:
+        try:
+            load_yaml(file, _OwnersFile)
+        except SettingsError as error:
+            problems.append(str(error))
+    if problems:
+        _fail("\n".join(problems))
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from orchestrator.cli import hospitals
 from orchestrator.cli.federation import DEFAULT_FOLDER, Dir
 from orchestrator.cli.folder import Folder, make, write_silo
 from orchestrator.cli.local import running
-from orchestrator.cli.processes import ends_on_signals
+from orchestrator.cli.processes import die_with_parent, ends_on_signals, terminate
 from orchestrator.cli.terminal import Complaint, command, say, warn
 
 
@@ -41,6 +42,8 @@ async def up(
     names = hospitals.silo_names(silos or 3) if owners is None else sorted(owners)
     with ends_on_signals() as signals:
         try:
+            if silos_dir is not None:
+                await check(files_in(silos_dir))
             await _stay_up(folder, names, owners, hospitals.task_named(task))
         except asyncio.CancelledError:
             if not signals:
@@ -66,11 +69,34 @@ async def _stay_up(
         await asyncio.Event().wait()
 
 
+def files_in(directory: Path) -> list[Path]:
+    """Owners' files: SILO.yaml, or SILO/silo.yaml."""
+    return sorted([*directory.glob("*.yaml"), *directory.glob("*/silo.yaml")])
+
+
+async def check(files: Sequence[Path]) -> None:
+    """Raises Complaint with what an agent would not accept in them: file, line and field, as the agent itself says."""
+    arguments = [sys.executable, "-m", "silo_agent", "check-files", "--", *map(str, files)]
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    try:
+        said, _ = await process.communicate()
+    finally:
+        await asyncio.shield(terminate(process))
+    if process.returncode != 0:
+        raise Complaint(said.decode("utf-8", "replace").strip())
+
+
 def read_owners(directory: Path) -> dict[str, dict[str, Any]]:
     """Each owner's file by silo, its paths made absolute; bus, store and home are left to `up`."""
-    files = sorted([*directory.glob("*.yaml"), *directory.glob("*/silo.yaml")])
     owners: dict[str, dict[str, Any]] = {}
-    for file in files:
+    for file in files_in(directory):
         try:
             said = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:

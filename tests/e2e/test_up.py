@@ -155,3 +155,17 @@ def test_a_second_federation_in_the_same_folder_is_refused(up: Up) -> None:
     assert second.returncode == 1
     assert "runs in" in second.stderr
     assert "--dir" in second.stderr
+
+
+def test_a_typo_in_an_owners_file_is_said_before_anything_starts(tmp_path: Path) -> None:
+    owner = tmp_path / "silos" / "north.yaml"
+    owner.parent.mkdir()
+    owner.write_text("tasks:\n  mine:\n    command: [python]\n    limtis: {rounds: 5}\n")
+
+    refused = run("up", "--silos-dir", owner.parent, "--dir", tmp_path / "federation", timeout=20)
+
+    assert refused.returncode == 1
+    assert str(owner) in refused.stderr
+    assert "line 4: tasks.mine.limtis: there is no such field" in refused.stderr
+    assert "agent-north" not in refused.stderr
+    assert not (tmp_path / "federation").exists()

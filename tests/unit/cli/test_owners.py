@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.terminal import Complaint
-from orchestrator.cli.up import read_owners
+from orchestrator.cli.up import check, files_in, read_owners
 
 OWNER = """
 home: somewhere
@@ -69,3 +69,47 @@ def test_two_files_for_one_silo_are_refused(tmp_path: Path) -> None:
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Complaint, match="no owner's file"):
         read_owners(tmp_path)
+
+
+GOOD = """
+tasks:
+  mine:
+    command: [python, train.py]
+    directory: ..
+    code: {path: ../train.py, sha256: SHA}
+    outbound: {tensors: ["*"], dtypes: [float32], max_bytes: 1000}
+    limits:
+      rounds: 50
+""".replace("SHA", "a" * 64)
+
+
+async def test_a_file_that_an_agent_accepts_needs_no_bus_store_and_home(tmp_path: Path) -> None:
+    (tmp_path / "north.yaml").write_text(GOOD)
+
+    await check(files_in(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field"),
+    [
+        ("rounds: 50", "rounds: fifty", 9, "limits.rounds"),
+        ("rounds: 50", "ruonds: 50", 9, "limits.ruonds"),
+        ("rounds: 50", "rounds: 50\n      rounds: 51", 10, "`rounds` is there twice"),
+        ("a" * 64, "abc", 6, "code.sha256"),
+        ("[python, train.py]", "python train.py", 4, "command"),
+    ],
+)
+async def test_what_an_agent_would_not_accept_is_said_with_file_line_and_field(
+    tmp_path: Path, old: str, new: str, line: int, field: str
+) -> None:
+    (tmp_path / "north.yaml").write_text(GOOD)
+    (tmp_path / "south.yaml").write_text(GOOD.replace(old, new))
+
+    with pytest.raises(Complaint) as complaint:
+        await check(files_in(tmp_path))
+
+    said = str(complaint.value)
+    assert said.startswith(f"{tmp_path / 'south.yaml'} is not right:")
+    assert f"line {line}: " in said
+    assert field in said
+    assert "north" not in said
