@@ -9,9 +9,13 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import typer
+try:  # most of a command's first moments go into these, and Ctrl-C may come then as well
+    import typer
 
-from orchestrator.cli import dead_letters, demo, experiments, maintenance, queues, status, up, watch
+    from orchestrator.cli import dead_letters, demo, experiments, maintenance, queues, status, up, watch
+except KeyboardInterrupt:
+    sys.stderr.write("Stopped.\n")
+    raise SystemExit(130) from None
 
 app = typer.Typer(
     name="silobus",
@@ -57,4 +61,8 @@ def _silobus(
 
 def main() -> None:
     """The entry point of `silobus`."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        raise SystemExit(130) from None

@@ -6,6 +6,7 @@ every round by the training contract's directories. A line of JSON in is a job, 
     {"trains": {NAME: CSV, …}, "test": CSV, "rounds": 5}     {NAME: {"accuracy": …}, …}
     {"weights": FILE, "test": CSV}                           {"accuracy": …}
 
+Its rounds' directories go into a folder that whoever starts it gives and takes away: it may be killed at any time.
 Every round starts from the weights of the one before, the first from those the script makes, as in a federated run.
 """
 
@@ -17,7 +18,6 @@ import os
 import runpy
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -108,14 +108,13 @@ def answer(trainer: Trainer, job: Mapping[str, Any]) -> Any:
 
 
 def main() -> None:
-    script, hyperparameters = Path(sys.argv[1]), json.loads(sys.argv[2])
+    script, hyperparameters, scratch = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever the script prints is not an answer
-    with tempfile.TemporaryDirectory(prefix="silobus-baselines-") as scratch:
-        trainer = Trainer(script, hyperparameters, Path(scratch))
-        for line in sys.stdin:
-            answers.write(json.dumps(answer(trainer, json.loads(line))) + "\n")
-            answers.flush()
+    trainer = Trainer(script, hyperparameters, scratch)
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(trainer, json.loads(line))) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

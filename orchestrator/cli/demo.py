@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -195,21 +196,22 @@ async def comparing(script: Path, task: hospitals.Task, folder: Folder) -> Async
     """Starts `baselines`, which imports torch while everything else starts."""
     log = folder.log("baselines")
     log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["-m", "orchestrator.cli.baselines", str(script), json.dumps(dict(task.hyperparameters))]
-    with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-    try:
-        yield Comparison(process, log)
-    finally:
-        await asyncio.shield(terminate(process))
+    with tempfile.TemporaryDirectory(prefix="baselines-", dir=folder.root, ignore_cleanup_errors=True) as scratch:
+        arguments = ["-m", "orchestrator.cli.baselines", str(script), json.dumps(dict(task.hyperparameters)), scratch]
+        with log.open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            yield Comparison(process, log)
+        finally:
+            await asyncio.shield(terminate(process))
 
 
 async def _free_name(reader: Reader) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from tests.e2e.command import eventually, processes_of, run, start
+from tests.e2e.command import environment, eventually, processes_of, run, start
 
 SILOS = ("north", "south", "island")
 
@@ -22,15 +25,20 @@ class Done:
     """A demo that is over."""
 
     folder: Path
+    temporary: Path
     said: Any
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("demo")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
     done = run("demo", "--dir", folder, "--json")
+    temporary = Path(os.environ["TMPDIR"])
+    monkeypatch.undo()
     assert done.returncode == 0, done.stderr
-    return Done(folder, json.loads(done.stdout.splitlines()[-1]))
+    return Done(folder, temporary, json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.slow
@@ -71,6 +79,12 @@ def test_no_patient_of_a_hospital_leaves_it(demo: Done) -> None:
 
 
 @pytest.mark.slow
+def test_nothing_of_the_comparison_stays_behind(demo: Done) -> None:
+    assert list(demo.temporary.glob("silobus-*")) == []
+    assert list(demo.folder.glob("baselines-*")) == []
+
+
+@pytest.mark.slow
 def test_stopped_by_ctrl_c_in_the_middle_it_leaves_no_process(tmp_path: Path) -> None:
     demo = start("demo", "--dir", tmp_path, "--rounds", 1000)
     try:
@@ -85,6 +99,7 @@ def test_stopped_by_ctrl_c_in_the_middle_it_leaves_no_process(tmp_path: Path) ->
 
     assert demo.returncode == 130
     assert "Traceback" not in errors
+    assert list(tmp_path.glob("baselines-*")) == []
     assert eventually("nothing is left", lambda: not processes_of(tmp_path), 10)
 
 
@@ -99,6 +114,33 @@ def test_killed_outright_it_leaves_no_process_either(tmp_path: Path) -> None:
         demo.communicate()
 
     assert eventually("nothing is left", lambda: not processes_of(tmp_path), 30)
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+wanted, sys.argv = sys.argv[1], ["silobus", *sys.argv[2:]]
+from orchestrator.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "yaml", "orchestrator.cli.demo"])
+def test_ctrl_c_while_it_is_still_being_imported_is_no_traceback(tmp_path: Path, module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, "demo", "--dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
 
 
 def test_an_unknown_task_is_said_plainly(tmp_path: Path) -> None:
