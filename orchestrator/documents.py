@@ -50,6 +50,8 @@ class Presence(_Document):
     """When that hello was enqueued."""
     heartbeats: Mapping[RunId, SiloHeartbeat] = {}
     """The last one of each run; only recent runs."""
+    heartbeats_at: Mapping[RunId, Time] = {}
+    """When those were enqueued."""
 
     def offers(self, task: str) -> bool:
         """Whether the silo's owner allows this task."""

@@ -1,4 +1,4 @@
-"""Who is there: hellos and heartbeats become presence documents, apart from the runs, so that they never contend.
+"""Who is there: what silos say becomes presence documents, apart from the runs, so that they never contend.
 
 What a hello means for the open rounds is decided elsewhere (`SiloAppeared`).
 """
@@ -14,7 +14,7 @@ from orchestrator.documents import Presence
 from orchestrator.store import Documents
 
 _EVERY: Final = 5.0
-"""Seconds between two writes for the heartbeats of one silo, unless what it does has changed."""
+"""Seconds between two writes for what one silo says, unless what it does has changed."""
 _RUNS: Final = 20
 
 
@@ -25,6 +25,7 @@ class Attendance:
     def __init__(self, documents: Documents, clock: Clock) -> None:
         self._documents, self._clock = documents, clock
         self._written: dict[str, tuple[datetime, tuple[object, ...]]] = {}
+        self._answered: dict[str, datetime] = {}
 
     async def is_news(self, silo: str, hello: SiloHello, enqueued_at: datetime) -> bool:
         """Whether the hello comes from an instance not heard of yet, and is not older than what is known."""
@@ -55,12 +56,37 @@ class Attendance:
 
         def change(known: Presence | None) -> Presence | None:
             if known is None:
-                return Presence(silo=silo, seen_at=enqueued_at, heartbeats={beat.run: beat})
-            if known.seen_at > enqueued_at:
+                known = Presence(silo=silo, seen_at=enqueued_at)
+            times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
+            if times.get(beat.run, enqueued_at) > enqueued_at:
                 return None
-            beats = {run: b for run, b in known.heartbeats.items() if run != beat.run}
-            kept = dict(list(beats.items())[-(_RUNS - 1) :])
-            return known.model_copy(update={"seen_at": enqueued_at, "heartbeats": {**kept, beat.run: beat}})
+            times[beat.run] = enqueued_at
+            kept = sorted(times, key=lambda run: times[run])[-_RUNS:]
+            if beat.run not in kept:
+                return None
+            beats = {**known.heartbeats, beat.run: beat}
+            return known.model_copy(
+                update={
+                    "seen_at": max(known.seen_at, enqueued_at),
+                    "heartbeats": {run: beats[run] for run in kept},
+                    "heartbeats_at": {run: times[run] for run in kept},
+                }
+            )
 
         await self._documents.change_presence(silo, change)
         self._written[silo] = (now, doing)
+
+    async def answered(self, silo: str, enqueued_at: datetime) -> None:
+        """Remembers that the silo answered a round, whatever it said: a silo that is done sends no heartbeats."""
+        now = self._clock.now()
+        written_at = self._answered.get(silo)
+        if written_at is not None and (now - written_at).total_seconds() < _EVERY:
+            return
+
+        def change(known: Presence | None) -> Presence | None:
+            if known is None:
+                return Presence(silo=silo, seen_at=enqueued_at)
+            return known.model_copy(update={"seen_at": enqueued_at}) if known.seen_at < enqueued_at else None
+
+        await self._documents.change_presence(silo, change)
+        self._answered[silo] = now

@@ -162,6 +162,8 @@ class Orchestrator:
         message: FromSilo = decode(
             delivery.body, SiloHello, UpdatePublished, RoundDeclined, TrainingFailed, SiloHeartbeat
         )
+        if isinstance(message, UpdatePublished | RoundDeclined | TrainingFailed):
+            await self._attendance.answered(silo, delivery.enqueued_at)
         match message:
             case UpdatePublished():
                 await self._update(silo, message)

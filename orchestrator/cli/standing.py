@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -39,6 +40,7 @@ class Standing:
     state: Collecting | Aggregating | Paused | Ended | Tombstone
     records: Mapping[int, RoundRecord]
     presence: Mapping[str, Presence]
+    read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def run(self) -> Run | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from orchestrator.cli.wording import (
     round_of,
     silo_state,
     status_of,
+    unknown,
     waiting_for,
 )
 
@@ -99,16 +101,15 @@ async def download(store: Store, blob: str, sha256: str, output: Path) -> None:
         await reader.close()
 
 
-def unknown(experiment: str) -> Complaint:
-    """No such experiment."""
-    return Complaint(f"There is no experiment {experiment}. `silobus status` lists those there are.")
-
-
 async def _overview(federation: Federation, reader: Reader, *, json: bool) -> None:
     standings = [s for name in await reader.experiments() if (s := await reader.read(name)) is not None]
     presence = await reader.presence(federation.silos)
+    seen: dict[str, datetime | None] = {}
+    for silo in federation.silos:
+        signs = [sign for s in standings if (sign := last_seen(s, silo)) is not None]
+        seen[silo] = max([*signs, *([presence[silo].seen_at] if silo in presence else [])], default=None)
     if json:
-        silos = {silo: {"last_sign_of_life": last_seen(presence.get(silo))} for silo in federation.silos}
+        silos = {silo: {"last_sign_of_life": sign} for silo, sign in seen.items()}
         say_json({"experiments": [as_json(standing) for standing in standings], "silos": silos})
         return
     columns = ("experiment", "status", "round", "of", "waits for, or why it ended")
@@ -126,8 +127,8 @@ async def _overview(federation: Federation, reader: Reader, *, json: bool) -> No
         console().print(table(columns, rows, numbers=("round", "of")))
     else:
         say("No experiments yet. `silobus start FILE` starts one.")
-    silos_seen = [(silo, last_seen(presence.get(silo)) or "never") for silo in federation.silos]
-    console().print(table(("silo", "last sign of life"), silos_seen))
+    rows_seen = [(silo, sign or "never") for silo, sign in seen.items()]
+    console().print(table(("silo", "last sign of life"), rows_seen))
 
 
 def _detail(standing: Standing) -> None:
@@ -151,5 +152,5 @@ def _detail(standing: Standing) -> None:
     for silo in run.silos:
         answer = last_answer(standing, silo)
         told = f"round {answer['round']}, {answer['seconds']:.1f} s" if answer else None
-        rows.append((silo, silo_state(standing, silo), told, last_seen(standing.presence.get(silo)) or "never"))
+        rows.append((silo, silo_state(standing, silo), told, last_seen(standing, silo) or "never"))
     console().print(table(("silo", "does", "last answer", "last sign of life"), rows))

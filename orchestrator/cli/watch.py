@@ -18,8 +18,17 @@ from rich.text import Text
 
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.standing import Reader, Standing
-from orchestrator.cli.terminal import Complaint, command, console, say, shown, table
-from orchestrator.cli.wording import history, last_seen, reason_of, round_of, silo_state, status_of, waiting_for
+from orchestrator.cli.terminal import command, console, say, shown, table
+from orchestrator.cli.wording import (
+    history,
+    last_seen,
+    reason_of,
+    round_of,
+    silo_state,
+    status_of,
+    unknown,
+    waiting_for,
+)
 
 ROUNDS_SHOWN = 12
 """The newest rounds that fit on a screen."""
@@ -36,7 +45,7 @@ async def follow(federation: Federation, experiment: str) -> None:
     """Shows it until it has ended; raises Exit(1) unless it completed."""
     reader = Reader(federation.store)
     if await reader.read(experiment) is None:
-        raise Complaint(f"There is no experiment {experiment}. `silobus status` lists those there are.")
+        raise unknown(experiment)
 
     async def read() -> Standing | None:
         return await reader.read(experiment)
@@ -118,7 +127,7 @@ def view(standing: Standing) -> RenderableType:
     head = f"[bold]{escape(run.id)}[/bold]  {status_of(standing)}"
     head += f"  round {round_of(standing)} of {run.request.rounds}"
     parts: list[RenderableType] = [Text.from_markup(head)]
-    silos = [(silo, silo_state(standing, silo), last_seen(standing.presence.get(silo))) for silo in run.silos]
+    silos = [(silo, silo_state(standing, silo), last_seen(standing, silo)) for silo in run.silos]
     parts.append(table(("silo", "does", "last sign of life"), silos))
     rows = history(standing)
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))

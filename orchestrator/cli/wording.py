@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from messages import names
 from messages.schemas import Purpose
 from orchestrator.cli.standing import Standing
-from orchestrator.documents import Presence
+from orchestrator.cli.terminal import Complaint
 from orchestrator.experiment.state import (
     Aggregating,
     Collecting,
@@ -21,6 +21,17 @@ from orchestrator.experiment.state import (
     Tombstone,
     Updated,
 )
+
+QUIET: Final = 45.0
+"""Seconds without a heartbeat after which work counts as silent: three, as agents send them unless told otherwise."""
+
+
+def unknown(experiment: str) -> Complaint:
+    """No such experiment."""
+    return Complaint(
+        f"There is no experiment {experiment}. `silobus status` lists those there are; a start that was refused is "
+        "in `silobus dead-letters list experiments`."
+    )
 
 
 def status_of(standing: Standing) -> str:
@@ -95,7 +106,7 @@ def silo_state(standing: Standing, silo: str) -> str:
     """What a silo does, or last did, in the current round."""
     match standing.state:
         case Collecting() as state:
-            return _collecting(state, standing.presence.get(silo), silo)
+            return _collecting(state, standing, silo)
         case Aggregating() as state:
             if any(update.silo == silo for update in state.closed.updates):
                 return "updated"
@@ -113,7 +124,7 @@ def silo_state(standing: Standing, silo: str) -> str:
             assert_never(standing.state)
 
 
-def _collecting(state: Collecting, presence: Presence | None, silo: str) -> str:
+def _collecting(state: Collecting, standing: Standing, silo: str) -> str:
     match state.answers.get(silo):
         case Updated():
             return "updated"
@@ -122,9 +133,12 @@ def _collecting(state: Collecting, presence: Presence | None, silo: str) -> str:
         case Failed() as failed:
             return f"failed: {failed.reason}"
         case None:
+            presence = standing.presence.get(silo)
             beat = presence.heartbeats.get(state.run.id) if presence else None
-            if beat is not None and beat.round == state.round:
-                return beat.doing
+            if presence is not None and beat is not None and beat.round == state.round:
+                heard_at = presence.heartbeats_at.get(state.run.id, presence.seen_at)
+                silent = (standing.read_at - heard_at).total_seconds()
+                return beat.doing if silent <= QUIET else f"no sign of life for {silent:.0f} s"
             return "asked" if silo in state.asked else "not asked"
 
 
@@ -133,10 +147,11 @@ def last_answer(standing: Standing, silo: str) -> dict[str, Any] | None:
     state = standing.state
     if isinstance(state, Collecting) and isinstance(answer := state.answers.get(silo), Updated):
         return {"round": state.round, "at": answer.at, "samples": answer.samples, "seconds": answer.seconds}
-    for number in sorted(standing.records, reverse=True):
-        for update in standing.records[number].updates:
+    closed = [standing.records[number] for number in sorted(standing.records, reverse=True)]
+    for record in (state.closed, *closed) if isinstance(state, Aggregating) else closed:
+        for update in record.updates:
             if update.silo == silo:
-                return {"round": number, "at": update.at, "samples": update.samples, "seconds": update.seconds}
+                return {"round": record.round, "at": update.at, "samples": update.samples, "seconds": update.seconds}
     return None
 
 
@@ -214,14 +229,14 @@ def as_json(standing: Standing) -> dict[str, Any]:
 
 
 def _silo(standing: Standing, silo: str) -> dict[str, Any]:
-    presence = standing.presence.get(silo)
     return {
         "state": silo_state(standing, silo),
-        "last_sign_of_life": last_seen(presence),
+        "last_sign_of_life": last_seen(standing, silo),
         "last_answer": last_answer(standing, silo),
     }
 
 
-def last_seen(presence: Presence | None) -> datetime | None:
-    """When anything came from it."""
-    return presence.seen_at if presence else None
+def last_seen(standing: Standing, silo: str) -> datetime | None:
+    """When anything came from it: a hello, a heartbeat, an answer."""
+    presence, answer = standing.presence.get(silo), last_answer(standing, silo)
+    return max([*([presence.seen_at] if presence else []), *([answer["at"]] if answer else [])], default=None)

@@ -22,7 +22,7 @@ from orchestrator.documents import Presence
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.store import Documents
 from tests.scenario.faults import Trouble
-from tests.scenario.model_silo import TASK
+from tests.scenario.model_silo import TASK, Doing
 from tests.scenario.world import World
 from tests.virtual_clock import rest
 
@@ -283,6 +283,25 @@ async def test_a_new_agent_is_told_of_the_open_round_whatever_was_away_for_a_mom
         assert told[-1].message_id not in {d.message_id for d in told[:-1]}
 
 
+@pytest.mark.parametrize("doing", ["update", "decline", "fail"])
+async def test_any_answer_is_a_sign_of_life(doing: Doing) -> None:
+    async with world() as w:
+        documents = Documents(w.store)
+        await w.start()
+        await w.begin()
+        state = await collecting(w, 0, Purpose.INITIALISE)
+        before = await documents.presence(state.asked[0])
+        await w.clock.advance(30)
+        w.silos[state.asked[0]].doing = lambda asked: doing
+        w.live_silos(state.asked[0])
+        await rest()
+        after = await documents.presence(state.asked[0])
+        assert before is not None
+        assert after is not None
+        assert after.seen_at >= before.seen_at + timedelta(seconds=30)
+        assert after.hello_at == before.hello_at
+
+
 async def test_heartbeats_are_kept_apart_from_runs_and_written_rarely() -> None:
     async with world() as w:
         process = await w.start()
@@ -298,6 +317,7 @@ async def test_heartbeats_are_kept_apart_from_runs_and_written_rarely() -> None:
         assert len(w.store.history) == history
         presence = Presence.model_validate_json((await w.store.read(names.STATE, names.presence_blob("north"))).data)
         assert presence.heartbeats[run].steps == 5
+        assert presence.heartbeats_at[run] == presence.seen_at
         writes = [line for line in process.trouble.log[calls:] if line.startswith("write ")]
         assert writes == ["write presence/north.json"] * 2
 

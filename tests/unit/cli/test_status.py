@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 
 from messages import names
-from messages.schemas import DeclineReason, Payload, Purpose
+from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.watch import Lines, view
 from orchestrator.cli.wording import as_json, status_of, waiting_for
-from orchestrator.documents import ExperimentDocument, Numbered
+from orchestrator.documents import ExperimentDocument, Numbered, Presence
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.metrics import PooledMetric
 from orchestrator.experiment.state import (
+    Aggregating,
     Best,
     Collecting,
     Declined,
@@ -34,6 +35,7 @@ from orchestrator.experiment.state import (
     Tombstone,
     UpdateRecord,
 )
+from orchestrator.experiment.step import step
 from orchestrator.store import Documents, Loaded
 from tests.unit.cli.conftest import Federation, run
 from tests.unit.experiment.given import RUN, T0, after, at, training, update, weights
@@ -82,6 +84,40 @@ def record(number: int, *, loss: float, silos: tuple[str, ...] = ("east", "north
 
 def standing(state: State, *records: RoundRecord) -> Standing:
     return Standing("exp", state, {r.round: r for r in records}, {})
+
+
+def beating(silo: str, second: float, *, seen: float | None = None) -> Presence:
+    """A silo that trains in round 1 and was heard to do so at this second."""
+    beat = SiloHeartbeat(run=RUN, round=1, doing="training", progress_age=0, at=at(second))
+    seen_at = at(second if seen is None else seen)
+    return Presence(silo=silo, seen_at=seen_at, heartbeats={RUN: beat}, heartbeats_at={RUN: at(second)})
+
+
+def test_an_answer_is_a_sign_of_life() -> None:
+    presence = {silo: beating(silo, 30) for silo in ("east", "north")}
+    answered, _ = step(training(), update("east"), at(40))
+    assert answered is not None
+    summing, _ = step(after(answered, update("north"))[0], update("south"), at(50))
+    assert isinstance(summing, Aggregating)
+
+    def signs(state: State | None, *records: RoundRecord) -> dict[str, object]:
+        assert state is not None
+        said = as_json(Standing("exp", state, {r.round: r for r in records}, presence, at(60)))
+        return {silo: row["last_sign_of_life"] for silo, row in said["silos"].items()}
+
+    assert signs(answered) == {"east": at(40), "north": at(30), "south": None}
+    assert signs(summing)["south"] == at(50)
+    assert signs(ENDED, record(1, loss=0.9, silos=("south",)))["south"] == T0
+
+
+@pytest.mark.parametrize(
+    ("now", "seen", "does"),
+    [(75, None, "training"), (76, None, "no sign of life for 46 s"), (90, 89, "no sign of life for 60 s")],
+)
+def test_work_that_is_silent_is_not_said_to_go_on(now: float, seen: float | None, does: str) -> None:
+    found = Standing("exp", training(), {}, {"east": beating("east", 30, seen=seen)}, at(now))
+
+    assert as_json(found)["silos"]["east"]["state"] == does
 
 
 def test_a_round_waits_for_those_who_have_not_answered() -> None:
@@ -165,13 +201,23 @@ def test_without_a_name_every_experiment_and_every_silo_is_listed(silobus: Feder
     assert said["silos"] == {silo: {"last_sign_of_life": None} for silo in ("east", "north", "south")}
     assert "never" in silobus("status").stdout
 
+    run(Documents(silobus.store).change_presence("south", lambda _: beating("south", 30)))
+    silobus.save("done", ENDED)
+    run(Documents(silobus.store).record_round(record(2, loss=0.9)))
+    said = json.loads(silobus("status", "--json").stdout)
+    signs = {silo: row["last_sign_of_life"] for silo, row in said["silos"].items()}
+    assert signs == {"east": T0.isoformat(), "north": T0.isoformat(), "south": at(30).isoformat()}
+
 
 @pytest.mark.parametrize("arguments", [("status",), ("watch",), ("model", "-o", "/tmp/never")])
 def test_an_unknown_experiment_is_said(silobus: Federation, arguments: tuple[str, ...]) -> None:
     result = silobus(arguments[0], "nothing", *arguments[1:])
 
     assert result.exit_code == 1
-    assert result.stderr.strip() == "There is no experiment nothing. `silobus status` lists those there are."
+    assert " ".join(result.stderr.split()) == (
+        "There is no experiment nothing. `silobus status` lists those there are; a start "
+        "that was refused is in `silobus dead-letters list experiments`."
+    )
 
 
 def test_watch_ends_with_the_run_and_says_how(silobus: Federation) -> None:
