@@ -84,9 +84,18 @@ async def _run(script: Path, given: Path, output: Path) -> None:
     finally:
         await terminate(process)
     if process.returncode != 0:
-        lines = said.decode("utf-8", "replace").splitlines()[-SHOWN:]
+        lines = said.decode("utf-8", "replace").rstrip().splitlines()[-SHOWN:]
+        last = lines[-1] if lines else "it printed nothing"
         raise Complaint(
-            "\n".join([*lines, f"{script} failed (exit status {process.returncode}); its last lines are above."])
+            "\n".join(
+                [
+                    *lines,
+                    "",
+                    f"{script} failed (exit status {process.returncode}): {last}",
+                    "With --init a script gets no data: rnd.load(model) must come before rnd.data is read,",
+                    "and rnd.data be read only if rnd.evaluates or rnd.trains.",
+                ]
+            )
         )
 
 

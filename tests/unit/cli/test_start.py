@@ -143,6 +143,34 @@ def test_a_script_that_fails_is_shown_and_nothing_is_sent(silobus: Federation, m
     assert silobus.bodies(names.EXPERIMENTS) == []
 
 
+def test_a_script_that_reads_data_is_told_that_there_are_none(
+    silobus: Federation, message: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    script = tmp_path / "train.py"
+    script.write_text(TRAINER.replace("    rnd.load", '    rnd.data["train"]\n    rnd.load'))
+
+    result = silobus("start", message, "--init", script)
+
+    assert result.exit_code == 1
+    assert f"{script} failed (exit status 1): KeyError: 'train'" in result.stderr
+    assert "gets no data: rnd.load(model) must come before rnd.data is read" in result.stderr
+
+
+def test_the_script_of_the_tutorial_can_make_initial_weights(
+    silobus: Federation, message: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    pytest.importorskip("torch")
+    tutorial = (Path(__file__).resolve().parents[3] / "docs" / "tutorial.md").read_text()
+    script = tmp_path / "train.py"
+    script.write_text(tutorial.split("```python file=mine/train.py\n")[1].split("```")[0])
+
+    result = silobus("start", message, "--init", script)
+
+    assert result.exit_code == 0, result.stderr
+
+
 def test_a_script_that_never_loads_a_model_is_told_so(silobus: Federation, message: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text("pass")
