@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from messages.errors import SilobusError
 from messages.schemas import FailureCategory
 
 ENDED: Final = "ended.json"
@@ -29,6 +30,10 @@ _KEPT_WITH: Final = {"declined": "failed", "closed": "unfinished"}
 
 class HomeInUse(Exception):
     """Another agent works in this directory."""
+
+
+class HomeGone(SilobusError):
+    """The directory was deleted or moved away while the agent was running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class Home:
         for name in ("rounds", "state", "runtime"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
-        lock = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -136,6 +141,15 @@ class Home:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the directory that was taken was deleted or moved away, even if there is another in its place."""
+        return self._lock is not None and (not self._lock_file.exists() or os.fstat(self._lock).st_nlink == 0)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "agent.lock"
 
     @property
     def budget(self) -> Path:

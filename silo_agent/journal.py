@@ -29,7 +29,9 @@ class Journal:
         """The lines that were there, without their line feeds."""
 
     def append(self, line: bytes, *, durable: bool = True) -> None:
-        """Adds a line; if `durable`, it is on the disk on return."""
+        """Adds a line; if `durable`, it is on the disk on return. Raises OSError, also when the file was deleted."""
+        if os.fstat(self._file).st_nlink == 0 or not self.path.exists():
+            raise FileNotFoundError(f"{self.path} was deleted: what is written to it would be lost")
         before = os.fstat(self._file).st_size
         data = line + b"\n"
         try:

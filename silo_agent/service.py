@@ -17,11 +17,12 @@ from typing import Any, Final, final
 from messages import names
 from messages.codec import decode
 from messages.consumer import Consumer
-from messages.errors import Duplicate, Poison
+from messages.errors import Duplicate, Poison, Transient
 from messages.log import EventLog
 from messages.ports import Bus, Delivery
 from messages.schemas import ClosedBecause, DeclineReason, Offer, RoundAnnounced, RoundClosed, RoundDeclined, SiloHello
 from silo_agent.code_digest import measured
+from silo_agent.home import HomeGone
 from silo_agent.rounds import Failed
 from silo_agent.silo import Silo
 from silo_agent.work import RoundWork
@@ -44,9 +45,15 @@ class Agent:
         self._bus = bus
         self._works: dict[tuple[str, int], tuple[RoundWork, asyncio.Task[Any]]] = {}
         self._receive_wait = receive_wait
+        self._stop = asyncio.Event()
+        self._homeless = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set. Cancelling it is like killing the agent, except that trainings end with it."""
+        """Works until `stop` is set. Cancelling it is like killing the agent, except that trainings end with it.
+
+        Raises HomeGone: nothing that is charged or leaves could be remembered. What was being worked on comes again.
+        """
+        self._stop = stop
         greeting = asyncio.create_task(self._greet(), name="hello")
         consumer = Consumer(
             self._bus,
@@ -63,9 +70,13 @@ class Agent:
         finally:
             greeting.cancel()
             await self._stop_working()
+        if self._homeless:
+            home = self._silo.home.path
+            raise HomeGone(f"{home} was deleted or moved away; put it back if you can, and start the agent again.")
 
     async def handle(self, delivery: Delivery) -> None:
         """Returns when the message needs no more work here."""
+        await self._stop_if_homeless()
         message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
         if isinstance(message, RoundClosed):
             await self._close(message)
@@ -103,12 +114,23 @@ class Agent:
         try:
             await work.run()
         except Exception as bug:  # noqa: BLE001  # whatever it is, its text may tell what must not leave
+            await self._stop_if_homeless()
             name = f"{self._silo.clock.now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
             story = "".join(traceback.format_exception(bug))
             await asyncio.to_thread(self._silo.home.write_fault, name, story)
             kind, (run, number, _) = type(bug).__name__, work.about
             _log.error("agent.fault", run=run, round=number, error=kind, look=f"faults/{name}.txt")
             raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None
+
+    async def _stop_if_homeless(self) -> None:
+        """Stops the agent when its home is gone. Raises Transient then: the message is given back."""
+        if not await asyncio.to_thread(lambda: self._silo.home.is_gone):
+            return
+        if not self._homeless:
+            self._homeless = True
+            _log.error("home.gone", silo=self._silo.name, next="put the home back if you can, and restart the agent")
+        self._stop.set()
+        raise Transient("the silo's home is gone")
 
     async def _close(self, closed: RoundClosed) -> None:
         found = self._works.get((closed.run, closed.round))

@@ -61,7 +61,7 @@ class SignsOfLife:
                 progress_age=max(0.0, (now - self._progressed).total_seconds()),
                 at=now,
             )
-            with contextlib.suppress(SilobusError):  # the next one will do
+            with contextlib.suppress(SilobusError, OSError):  # the next one will do
                 await self._silo.voice.say(sign, run=self._announced.run, asked=self._announced)
 
     async def _makes_progress(self) -> bool:

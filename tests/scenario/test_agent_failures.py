@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from messages.errors import Forbidden, Transient
 from messages.ports import Store
 from messages.schemas import Purpose
 from messages.transport.memory_bus import MemoryBus
+from silo_agent.egress import verify
+from silo_agent.home import HomeGone
 from tests.scenario.agent_world import HERE, RUN, Dying, World, payload, until, vector
 
 
@@ -270,6 +273,43 @@ async def test_an_agent_without_its_home_sends_again_what_it_published(world: Wo
         await world.announce(1, announcement=2)
         assert await world.hear() == first
     assert len(world.ran()) == 1
+
+
+@pytest.mark.parametrize("mode", ["warm", "per-round"])
+async def test_an_agent_whose_home_is_deleted_says_so_and_ends_and_its_round_is_answered_after_a_restart(
+    world: World, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.agent(world.settings(mode=mode)) as agent:
+        await world.announce(1)
+        await world.hear()
+        await world.settled()
+        shutil.rmtree(world.home)
+        await world.announce(2)
+        with pytest.raises(HomeGone, match="start the agent again"):
+            await asyncio.wait_for(agent._task, 10)
+        assert [record.getMessage() for record in caplog.records].count("home.gone") == 1
+    assert len(world.ran()) == 1
+    async with world.agent(world.settings(mode=mode)):
+        published = await world.hear()
+        assert (published["kind"], published["round"]) == ("update-published", 2)
+        await world.settled()
+
+
+async def test_nothing_leaves_that_was_trained_while_the_home_was_deleted(world: World) -> None:
+    world.does("hold train")
+    async with world.agent() as agent:
+        await world.announce(1)
+        pid = await running(world)
+        await asyncio.to_thread(shutil.rmtree, world.home, ignore_errors=True)
+        (world.home / "rounds" / RUN / "00001").mkdir(parents=True, exist_ok=True)  # as whoever writes next may do
+        (world.control / "go").touch()
+        with pytest.raises(HomeGone):
+            await asyncio.wait_for(agent._task, 10)
+    assert not world.lives(pid)
+    assert await world.store.list(names.updates_of(HERE), "") == []
+    async with world.agent():
+        assert (await world.hear())["kind"] == "update-published"
+    assert verify(world.home / "egress.jsonl") is None
 
 
 async def test_of_two_agents_that_publish_one_is_first_and_both_say_the_same(world: World) -> None:

@@ -1,5 +1,6 @@
 """The silo's directory: one agent at a time, and old rounds make room."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,24 @@ def test_a_second_agent_is_turned_away_until_the_first_has_left(home: Home) -> N
         second.take()
     home.leave()
     second.take()
+
+
+def test_a_home_is_gone_when_it_was_deleted_even_if_another_takes_its_place(home: Home) -> None:
+    assert not home.is_gone
+    home.take()
+    assert not home.is_gone
+    shutil.rmtree(home.path)
+    assert home.is_gone
+    Home(home.path).take()
+    assert home.is_gone
+
+
+def test_a_home_that_was_moved_away_and_back_is_there_again(home: Home) -> None:
+    home.take()
+    away = home.path.rename(home.path.with_name("away"))
+    assert home.is_gone
+    away.rename(home.path)
+    assert not home.is_gone
 
 
 def test_nobody_else_may_look_into_it(home: Home) -> None:
