@@ -59,7 +59,7 @@ async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterato
 
 
 async def run(config: Path) -> None:
-    """Runs the agent until it is told to stop. Raises SettingsError, HomeInUse, EgressBroken."""
+    """Runs the agent until it is told to stop. Raises SettingsError, HomeInUse, EgressBroken, HomeGone."""
     settings = load_yaml(config, SiloSettings)
     configure(f"agent {settings.silo}")
     hide_from_others()
