@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from messages import codec, names
+from messages import codec, names, settings
 from messages import experiments as posted
 from messages.errors import NotFound, Poison
 from messages.fields import Operator
@@ -105,11 +105,16 @@ def read_start(file: str) -> posted.StartExperiment:
     except (OSError, UnicodeDecodeError) as error:
         raise Complaint(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}.") from None
     try:
+        twice = next(settings._repeated(yaml.compose(text, Loader=_Yaml)), None)
         said = yaml.load(text, Loader=_Yaml)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else file
         raise Complaint(f"{where}: neither JSON nor YAML. {getattr(error, 'problem', '')}".strip()) from None
+    except RecursionError:
+        raise Complaint(f"{file} holds what JSON cannot: it is nested too deeply, or in itself.") from None
+    if twice is not None:
+        raise Complaint(f"{file}, line {twice.start_mark.line + 1}: `{twice.value}` is there twice.")
     if not isinstance(said, dict):
         raise Complaint(f"{file} holds no message: it needs at least experiment, task and rounds.")
     return _decoded({"kind": "start-experiment"} | said, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -10,12 +11,17 @@ from typing import Annotated
 
 import typer
 
+from messages import names
 from messages.codec import json_schema
+from messages.errors import Transient
+from messages.ports import Bus
 from messages.transport.clock import SystemClock
 from orchestrator.cli.federation import Config, Dir, reach, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "messages.json"
+PATIENCE = 10.0
+"""Seconds that the bus may take to answer."""
 
 
 @command
@@ -33,8 +39,19 @@ async def reconcile(directory: Dir = None, config: Config = None) -> None:
 
     chosen = settings(directory, config)
     async with reach(directory, config) as federation:
+        await _answers(federation.bus)  # reconciling itself waits for a bus that is away for as long as it takes
         await build(chosen, bus=federation.bus, store=federation.store, clock=SystemClock()).reconcile()
     say("Sent again what every live experiment needs.")
+
+
+async def _answers(bus: Bus) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await bus.peek(names.EXPERIMENTS, count=1)
+    except (Transient, TimeoutError):
+        raise Complaint(
+            "The bus cannot be reached, so nothing was sent. Is the federation running (`silobus up`)?"
+        ) from None
 
 
 @command
