@@ -9,10 +9,10 @@ import json
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from messages.errors import Poison
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
+from messages.explain import explain, short
 from messages.schemas import (
     AggregateRound,
     DeadlinePassed,
@@ -50,18 +50,18 @@ def decode(body: bytes, *expected: type[BaseModel]) -> Any:
         text = body.decode("utf-8-sig")
         data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
-        raise Poison("not-json", f"The body is not UTF-8 JSON: {_short(str(error))}") from None
+        raise Poison("not-json", f"The body is not UTF-8 JSON: {short(str(error))}") from None
     kinds = {str(model.model_fields["kind"].default): model for model in expected}
     kind = data.get("kind") if isinstance(data, dict) else None
     allowed = ", ".join(sorted(kinds))
     if not isinstance(kind, str):
         raise Poison("unknown-kind", f"The message needs a field `kind`, one of: {allowed}.")
     if kind not in kinds:
-        raise Poison("unexpected-kind", f"This queue takes {allowed}; the message is of kind {_short(kind)!r}.")
+        raise Poison("unexpected-kind", f"This queue takes {allowed}; the message is of kind {short(kind)!r}.")
     try:
         return kinds[kind].model_validate(data)
     except ValidationError as error:
-        raise Poison("invalid-message", _explain(kind, error)) from None
+        raise Poison("invalid-message", f"{kind} is not valid. {explain(data, error)}") from None
 
 
 def encode(message: BaseModel) -> bytes:
@@ -79,27 +79,9 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {_short(repeated)!r} stands twice in one object")
+        raise ValueError(f"the key {short(repeated)!r} stands twice in one object")
     return made
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _short(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _explain(kind: str, error: ValidationError) -> str:
-    problems = [
-        f"{_short('.'.join(map(str, e['loc'])) or 'message')}: {_short(_in_our_words(e))}"
-        for e in error.errors(include_input=False, include_url=False)[:10]
-    ]
-    return f"{kind} is not valid. " + "; ".join(problems)
-
-
-def _in_our_words(problem: ErrorDetails) -> str:
-    if problem["type"] == "union_tag_invalid":  # pydantic would repeat the value
-        return f"`kind` should be one of {problem['ctx']['expected_tags']}"
-    return problem["msg"]

@@ -315,6 +315,45 @@ def test_what_is_wrong_is_named(fields: Any, reason: str, says: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"quorum": {"minimum": "x"}}, "quorum.minimum: Input should be a valid integer, a valid number or 'all'"),
+        ({"quorum": {"minimum": 1.5}}, "quorum.minimum: Input should be a valid integer, less than 1 or 'all'"),
+        ({"silos": ["a", "a"]}, "silos: a silo is listed twice"),
+        ({"silos": ["a"], "quorum": {"minimum": 2}}, "quorum: 2 silos needed, but 1 listed"),
+        (
+            {"hyperparameters": {"lr": None}},
+            "hyperparameters.lr: Input should be a valid boolean, a valid integer, a valid number, a valid string or "
+            "an object",
+        ),
+        ({"hyperparameters": {"lr": "x" * 300}}, "hyperparameters.lr: String should have at most 200 characters"),
+        (
+            {"hyperparameters": {"lr": {"by_round": {"2": 1}}}},
+            "hyperparameters.lr: a schedule needs a value for round 1",
+        ),
+        ({"overrides": {"a": {"lr": {"by": 1}}}}, "overrides.a.lr.by_round: Field required; overrides.a.lr.by: Extra"),
+        ({"initial": 3}, "initial: Input should be an object"),
+        ({"initial": {}}, "initial: experiment: Field required or sha256: Field required"),
+        ({"initial": {"experiment": "A"}}, "initial.experiment: String should match"),
+        (
+            {"initial": {"experiment": "a", "round": "x"}},
+            "initial.round: Input should be a valid integer or 'best' or 'last'",
+        ),
+        ({"initial": {"sha256": "x"}}, "initial.sha256: String should match"),
+    ],
+)
+def test_a_field_that_may_be_several_things_is_complained_of_once(fields: dict[str, Any], says: str) -> None:
+    description = poison_of(start(**fields)).description
+    assert description.startswith(f"start-experiment is not valid. {says}")
+    assert "; " in says or "; " not in description
+
+
+def test_the_kind_of_a_metric_is_no_field() -> None:
+    update = {"kind": "update-published", "metrics": [{"kind": "mean", "name": "loss", "phase": "received"}]}
+    assert "metrics.0.value: Field required" in poison_of(update).description
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         closed(run=SECRET),
