@@ -142,7 +142,7 @@ def load_yaml(path: Path, model: type[M]) -> M:
         raise SettingsError(
             f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}."
         ) from None
-    problems = [f"line {node.start_mark.line + 1}: `{node.value}` is there twice" for node in _repeated(root)]
+    problems = [f"line {node.start_mark.line + 1}: `{node.value}` is there twice" for node in repeated_keys(root)]
     if not isinstance(data, dict):
         problems.append("it should hold `field: value` lines")
     if problems:
@@ -191,7 +191,7 @@ def _line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
     return line
 
 
-def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+def repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Keys given twice, of which YAML would silently take the last: in a policy that could lift a limit."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -200,10 +200,10 @@ def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
                 if key.value in seen:
                     yield key
                 seen.add(key.value)
-            yield from _repeated(value)
+            yield from repeated_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _repeated(item)
+            yield from repeated_keys(item)
 
 
 def _exactly_one(settings: BaseModel, fields: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ A link knows credit, deliveries and their outcomes. Frames, windows and handles 
 are the queue's. Every acknowledgement goes through ``after_commit``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 from uuid import UUID
@@ -36,7 +37,7 @@ class Carrier(Protocol):
 # ----------------------------------------------------------------------------------------- clients send, we receive
 
 
-class ReceivingLink:
+class ReceivingLink(ABC):
     """Puts the frames of a delivery together (2.6.14) and keeps the client in credit (2.6.7)."""
 
     def __init__(self, session: Carrier, handle: int, delivery_count: int, max_message_size: int) -> None:
@@ -92,8 +93,9 @@ class ReceivingLink:
         except DeliveryFault as fault:
             self._refuse(delivery_id, fault, settled=settled)
 
+    @abstractmethod
     def on_delivery(self, delivery_id: int, message_format: int, payload: bytes, *, settled: bool) -> None:
-        raise NotImplementedError
+        """What a whole delivery means at this node."""
 
     def _refuse(self, delivery_id: int, fault: DeliveryFault, *, settled: bool) -> None:
         log.info("delivery.refused", condition=fault.condition, description=fault.description)
@@ -134,7 +136,7 @@ class QueueInlet(ReceivingLink):
 # ----------------------------------------------------------------------------------------- we send, clients receive
 
 
-class SendingLink:
+class SendingLink(ABC):
     """Counts the credit that the client gives (2.6.7)."""
 
     def __init__(self, session: Carrier, handle: int) -> None:
@@ -144,7 +146,7 @@ class SendingLink:
         self.delivery_count = 0
         self.credit = 0
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027  # most links have nothing to say
         """Nothing to say before there is credit."""
 
     def detached(self) -> None:
@@ -159,8 +161,9 @@ class SendingLink:
         if flow.drain:
             self.drain()
 
+    @abstractmethod
     def on_credit(self) -> None:
-        raise NotImplementedError
+        """There is credit to send with."""
 
     def drain(self) -> None:
         """2.6.7: use up what credit is left, and say so; said even when there was none, as clients wait for it."""
@@ -172,7 +175,7 @@ class SendingLink:
         self.credit -= 1
         self.delivery_count = (self.delivery_count + 1) & 0xFFFFFFFF
 
-    def on_disposition(self, token: UUID, state: Described, reply: Callable[[Described], None]) -> None:
+    def on_disposition(self, token: UUID, state: Described, reply: Callable[[Described], None]) -> None:  # noqa: B027
         """Nodes send their replies settled; only queues hear of outcomes."""
 
 

@@ -105,7 +105,7 @@ def read_start(file: str) -> posted.StartExperiment:
     except (OSError, UnicodeDecodeError) as error:
         raise Complaint(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}.") from None
     try:
-        twice = next(settings._repeated(yaml.compose(text, Loader=_Yaml)), None)
+        twice = next(settings.repeated_keys(yaml.compose(text, Loader=_Yaml)), None)
         said = yaml.load(text, Loader=_Yaml)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
