@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from servicebus_emulator import log
-from servicebus_emulator.config import ConfigError, QueueSettings, read_config
+from servicebus_emulator.config import Config, ConfigError, read_config
 from servicebus_emulator.connection import Connection
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.namespace import Namespace
@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def serve(options: argparse.Namespace, configured: dict[str, QueueSettings], store: Store) -> int:
+async def serve(options: argparse.Namespace, config: Config, store: Store) -> int:
     """Run until told to stop; the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -43,7 +43,7 @@ async def serve(options: argparse.Namespace, configured: dict[str, QueueSettings
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     journal = GroupCommit(store, fail)
-    namespace = Namespace(store, journal, configured)
+    namespace = Namespace(store, journal, config)
     places = NamespacePlaces(namespace, options.max_message_size)
     connections: set[Connection] = set()
 
@@ -73,13 +73,13 @@ def main() -> None:
     options = parse_arguments()
     log.configure(options.log_level)
     try:
-        configured = read_config(options.config) if options.config is not None else {}
+        config = read_config(options.config) if options.config is not None else Config()
         store = Store(options.data)
     except (ConfigError, StoreError, OSError) as error:
         sys.exit(f"servicebus-emulator: {error}")
     sys.setswitchinterval(0.0005)  # the thread that commits must not wait for the one that talks
     try:
-        status = asyncio.run(serve(options, configured, store))
+        status = asyncio.run(serve(options, config, store))
     except OSError as error:
         sys.exit(f"servicebus-emulator: cannot listen on {options.host}:{options.port}: {error.strerror}")
     finally:

@@ -2,14 +2,22 @@
 
 Only reading lives here; what a setting does is in the broker. Durations are ISO 8601 in the file and
 milliseconds everywhere else. A file that asks for something this emulator does not do is refused, not ignored.
+One thing is ours: `AuthorizationRules`, of a namespace or a queue, which hold `Name`, `Rights` and `PrimaryKey`.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard, get_args
+
+from servicebus_emulator.rights import Right, Rule
+
+Status = Literal["Active", "Disabled", "SendDisabled", "ReceiveDisabled"]
+
+
+MIB = 1024 * 1024
 
 
 class ConfigError(Exception):
@@ -26,6 +34,31 @@ class QueueSettings:
     dead_letter_on_expiration: bool = False
     requires_duplicate_detection: bool = False
     duplicate_window: int = 600_000
+    max_message_size: int | None = None  # bytes; None: what the process allows
+    max_size: int = 1024 * MIB  # bytes of all messages together
+    status: Status = "Active"
+    rules: tuple[Rule, ...] = ()
+
+    def to_json(self) -> str:
+        """For the store."""
+        rules = [{"name": r.name, "keys": r.keys, "rights": sorted(r.rights)} for r in self.rules]
+        return json.dumps({**asdict(self), "rules": rules})
+
+    @classmethod
+    def from_json(cls, text: str) -> "QueueSettings":
+        """As `to_json` wrote it."""
+        fields = json.loads(text)
+        rules = (Rule(r["name"], tuple(r["keys"]), frozenset(map(Right, r["rights"]))) for r in fields.pop("rules"))
+        return cls(**fields, rules=tuple(rules))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the file says."""
+
+    queues: Mapping[str, QueueSettings] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    """Rules of the namespace."""
 
 
 _DURATION = re.compile(
@@ -44,8 +77,8 @@ def parse_duration(text: str) -> int:
     return round((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000)
 
 
-def read_config(path: Path) -> dict[str, QueueSettings]:
-    """Queue name to settings."""
+def read_config(path: Path) -> Config:
+    """What the file asks for. Raises ConfigError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -53,31 +86,61 @@ def read_config(path: Path) -> dict[str, QueueSettings]:
     return parse_config(document)
 
 
-def parse_config(document: Any) -> dict[str, QueueSettings]:
+def parse_config(document: Any) -> Config:
     user = _mapping(document, "the file").get("UserConfig", document)
     queues: dict[str, QueueSettings] = {}
+    rules: tuple[Rule, ...] = ()
     names: set[str] = set()
     for namespace in _list(_mapping(user, "UserConfig").get("Namespaces"), "Namespaces"):
         where = _mapping(namespace, "a namespace")
         if where.get("Topics"):
             raise ConfigError("topics are not supported")
+        rules += _rules("the namespace", where)
         for entry in _list(where.get("Queues"), "Queues"):
             queue = _mapping(entry, "a queue")
             name = queue.get("Name")
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 260:
+            if not is_queue_name(name):
                 raise ConfigError(f"{name!r} is not a queue's name")
             if name.lower() in names:
                 raise ConfigError(f"the queue {name} is listed twice")
             names.add(name.lower())
-            queues[name] = _settings(name, _mapping(queue.get("Properties") or {}, f"{name}: Properties"))
-    return queues
+            properties = _mapping(queue.get("Properties") or {}, f"{name}: Properties")
+            queues[name] = _settings(name, properties, _rules(name, queue))
+    return Config(queues, rules)
 
 
-def _settings(name: str, given: Mapping[str, Any]) -> QueueSettings:
+def is_queue_name(name: object) -> TypeGuard[str]:
+    """Whether a queue may be called so."""
+    return isinstance(name, str) and len(name) <= 260 and _NAME.fullmatch(name) is not None
+
+
+def _rules(of: str, given: Mapping[str, Any]) -> tuple[Rule, ...]:
+    rules = []
+    for entry in _list(given.get("AuthorizationRules"), f"{of}: AuthorizationRules"):
+        rule = _mapping(entry, f"{of}: an authorization rule")
+        name = rule.get("Name")
+        keys = tuple(rule[key] for key in ("PrimaryKey", "SecondaryKey") if rule.get(key) is not None)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{of}: an authorization rule has a Name")
+        if not keys or not all(isinstance(key, str) and key for key in keys):
+            raise ConfigError(f"{of}: the rule {name} has a PrimaryKey")
+        try:
+            rights = frozenset(map(Right, _list(rule.get("Rights"), f"{of}: Rights of {name}")))
+        except ValueError:
+            raise ConfigError(f"{of}: the rule {name} has Rights: Send, Listen or Manage") from None
+        if not rights:
+            raise ConfigError(f"{of}: the rule {name} has Rights: Send, Listen or Manage")
+        rules.append(Rule(name, keys, rights))
+    if len({rule.name for rule in rules}) != len(rules):
+        raise ConfigError(f"{of}: two authorization rules have the same name")
+    return tuple(rules)
+
+
+def _settings(name: str, given: Mapping[str, Any], rules: tuple[Rule, ...]) -> QueueSettings:
     unknown = given.keys() - {
         *("DeadLetteringOnMessageExpiration", "DefaultMessageTimeToLive", "LockDuration", "MaxDeliveryCount"),
         *("RequiresDuplicateDetection", "DuplicateDetectionHistoryTimeWindow", "RequiresSession"),
-        *("ForwardTo", "ForwardDeadLetteredMessagesTo"),
+        *("ForwardTo", "ForwardDeadLetteredMessagesTo", "MaxMessageSizeInKilobytes", "MaxSizeInMegabytes", "Status"),
     }
     if unknown:
         raise ConfigError(f"{name}: unknown properties {', '.join(sorted(unknown))}")
@@ -85,16 +148,21 @@ def _settings(name: str, given: Mapping[str, Any]) -> QueueSettings:
         if given.get(key):
             raise ConfigError(f"{name}: {key} is not supported")
     ttl = _milliseconds(name, given, "DefaultMessageTimeToLive", None)
-    max_delivery_count = given.get("MaxDeliveryCount", 10)
-    if not isinstance(max_delivery_count, int) or isinstance(max_delivery_count, bool) or max_delivery_count < 1:
-        raise ConfigError(f"{name}: MaxDeliveryCount is a whole number of at least 1")
+    kilobytes = _count(name, given, "MaxMessageSizeInKilobytes", 0)
+    status = given.get("Status", "Active")
+    if status not in get_args(Status):
+        raise ConfigError(f"{name}: Status is one of {', '.join(get_args(Status))}")
     return QueueSettings(
         lock_duration=_milliseconds(name, given, "LockDuration", 60_000) or 60_000,
-        max_delivery_count=max_delivery_count,
+        max_delivery_count=_count(name, given, "MaxDeliveryCount", 10),
         default_ttl=None if ttl is None or ttl >= LONGEST_TTL else ttl,
         dead_letter_on_expiration=_flag(name, given, "DeadLetteringOnMessageExpiration"),
         requires_duplicate_detection=_flag(name, given, "RequiresDuplicateDetection"),
         duplicate_window=_milliseconds(name, given, "DuplicateDetectionHistoryTimeWindow", 600_000) or 600_000,
+        max_message_size=kilobytes * 1024 or None,
+        max_size=_count(name, given, "MaxSizeInMegabytes", 1024) * MIB,
+        status=status,
+        rules=rules,
     )
 
 
@@ -108,6 +176,15 @@ def _milliseconds(name: str, given: Mapping[str, Any], key: str, default: int | 
     if milliseconds <= 0:
         raise ConfigError(f"{name}: {key} is longer than nothing")
     return milliseconds
+
+
+def _count(name: str, given: Mapping[str, Any], key: str, default: int) -> int:
+    value = given.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}: {key} is a whole number of at least 1")
+    return value
 
 
 def _flag(name: str, given: Mapping[str, Any], key: str) -> bool:

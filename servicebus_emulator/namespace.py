@@ -8,14 +8,15 @@ messages.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from servicebus_emulator import log
 from servicebus_emulator.broker import Message, Queue
-from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.config import Config
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
+from servicebus_emulator.rights import Rule
 from servicebus_emulator.store import Store
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class Namespace:
         self,
         store: Store,
         journal: GroupCommit,
-        configured: Mapping[str, QueueSettings],
+        config: Config,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
         self.journal = journal
@@ -126,7 +127,9 @@ class Namespace:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: int | None = None
         self._queues: dict[str, LiveQueue] = {}
-        for name, settings in configured.items():
+        self.rules = config.rules
+        """Rules for the whole namespace."""
+        for name, settings in config.queues.items():
             store.put_queue(name, settings)
         for stored in store.queues():
             queue = Queue(stored.key, stored.name, stored.settings, journal)
@@ -137,6 +140,17 @@ class Namespace:
 
     def find(self, name: str) -> LiveQueue | None:
         return self._queues.get(name)
+
+    def rules_of(self, path: str) -> Iterator[tuple[str, Rule]]:
+        """The rules that may vouch for a path: those of its queue, then those of the namespace; all, for the root."""
+        for name, live in self._queues.items():
+            if not path or path == name or path.startswith(name + "/"):
+                yield from ((name, rule) for rule in live.queue.settings.rules)
+        yield from (("", rule) for rule in self.rules)
+
+    def has_rules(self) -> bool:
+        """Whether anything is restricted at all."""
+        return next(self.rules_of(""), None) is not None
 
     def close(self) -> None:
         if self._timer is not None:

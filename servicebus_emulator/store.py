@@ -14,13 +14,11 @@ from uuid import UUID
 from servicebus_emulator.broker import Message, State
 from servicebus_emulator.config import QueueSettings
 
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, last_sequence INTEGER NOT NULL,
-    lock_duration INTEGER NOT NULL, max_delivery_count INTEGER NOT NULL, default_ttl INTEGER,
-    dead_letter_on_expiration INTEGER NOT NULL, requires_duplicate_detection INTEGER NOT NULL,
-    duplicate_window INTEGER NOT NULL
+    settings TEXT NOT NULL
 ) STRICT;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, sequence INTEGER NOT NULL, message_id TEXT NOT NULL,
@@ -108,26 +106,8 @@ class Store:
     # ------------------------------------------------------------------------------------------- reading
 
     def queues(self) -> list[StoredQueue]:
-        rows = self._db.execute(
-            "SELECT id, name, last_sequence, lock_duration, max_delivery_count, default_ttl,"
-            " dead_letter_on_expiration, requires_duplicate_detection, duplicate_window FROM queues ORDER BY id"
-        )
-        return [
-            StoredQueue(
-                key,
-                name,
-                QueueSettings(
-                    lock_duration=lock,
-                    max_delivery_count=deliveries,
-                    default_ttl=ttl,
-                    dead_letter_on_expiration=bool(expired),
-                    requires_duplicate_detection=bool(detect),
-                    duplicate_window=window,
-                ),
-                last,
-            )
-            for key, name, last, lock, deliveries, ttl, expired, detect, window in rows
-        ]
+        rows = self._db.execute("SELECT id, name, last_sequence, settings FROM queues ORDER BY id")
+        return [StoredQueue(key, name, QueueSettings.from_json(settings), last) for key, name, last, settings in rows]
 
     def messages(self, queue: int) -> Iterable[Message]:
         rows = self._db.execute(
@@ -167,23 +147,9 @@ class Store:
     def put_queue(self, name: str, settings: QueueSettings) -> None:
         """Create the queue, or give the one that is there these settings."""
         self._db.execute(
-            "INSERT INTO queues (name, last_sequence, lock_duration, max_delivery_count, default_ttl,"
-            " dead_letter_on_expiration, requires_duplicate_detection, duplicate_window)"
-            " VALUES (?, 0, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-            " lock_duration = excluded.lock_duration, max_delivery_count = excluded.max_delivery_count,"
-            " default_ttl = excluded.default_ttl,"
-            " dead_letter_on_expiration = excluded.dead_letter_on_expiration,"
-            " requires_duplicate_detection = excluded.requires_duplicate_detection,"
-            " duplicate_window = excluded.duplicate_window",
-            (
-                name,
-                settings.lock_duration,
-                settings.max_delivery_count,
-                settings.default_ttl,
-                settings.dead_letter_on_expiration,
-                settings.requires_duplicate_detection,
-                settings.duplicate_window,
-            ),
+            "INSERT INTO queues (name, last_sequence, settings) VALUES (?, 0, ?)"
+            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings",
+            (name, settings.to_json()),
         )
 
     def write(self, batch: Batch) -> None:

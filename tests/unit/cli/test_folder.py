@@ -55,7 +55,7 @@ def test_port_and_key_are_found_again_in_a_connection_string() -> None:
 def test_the_emulator_reads_its_queues(folder: Folder) -> None:
     write_queues(folder, ["north"])
 
-    queues = read_config(folder.queues)
+    queues = read_config(folder.queues).queues
 
     assert list(queues) == ["experiments", "work", "to-north", "from-north"]
     assert {q.lock_duration for q in queues.values()} == {30_000}

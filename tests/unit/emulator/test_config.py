@@ -24,7 +24,7 @@ def test_a_queue_of_the_official_example_is_read() -> None:
         "RequiresDuplicateDetection": True,
         "RequiresSession": False,
     }
-    assert parse_config(document({"Name": "queue.1", "Properties": properties}, {"Name": "plain"})) == {
+    assert parse_config(document({"Name": "queue.1", "Properties": properties}, {"Name": "plain"})).queues == {
         "queue.1": QueueSettings(
             lock_duration=90_500,
             max_delivery_count=3,
@@ -39,7 +39,7 @@ def test_a_queue_of_the_official_example_is_read() -> None:
 
 def test_for_ever_means_for_ever() -> None:
     for_ever = {"DefaultMessageTimeToLive": "P10675199DT2H48M5.4775807S"}
-    assert parse_config(document({"Name": "q", "Properties": for_ever}))["q"].default_ttl is None
+    assert parse_config(document({"Name": "q", "Properties": for_ever})).queues["q"].default_ttl is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from servicebus_emulator.codec import Described, ULong, encode
-from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.config import Config, QueueSettings
 from servicebus_emulator.connection import Connection
 from servicebus_emulator.frames import AMQP_HEADER, FrameReader, write_frame
 from servicebus_emulator.journal import GroupCommit
@@ -132,7 +132,7 @@ class Bench:
     def __init__(self, directory: Path, max_message_size: int, settings: QueueSettings) -> None:
         self._store = Store(directory)
         self.journal = GroupCommit(self._store, _fail)
-        self.namespace = Namespace(self._store, self.journal, {"q": settings})
+        self.namespace = Namespace(self._store, self.journal, Config({"q": settings}))
         self.places = NamespacePlaces(self.namespace, max_message_size)
         self._peers: list[Peer] = []
 
