@@ -33,6 +33,7 @@ from servicebus_emulator.performatives import (
     SaslOutcome,
     expect,
 )
+from servicebus_emulator.rights import Claims
 from servicebus_emulator.session import HANDLE_MAX, INCOMING_WINDOW, OUTGOING_WINDOW, Places, Session
 
 MAX_FRAME_SIZE = 65536
@@ -48,6 +49,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, places: Places, on_gone: Callable[["Connection"], None]) -> None:
         self._places = places
         self._on_gone = on_gone
+        self._claims = Claims(places.keyring, self._claims_changed)
         self._id = uuid4().hex[:8]
         self._reader = FrameReader(MAX_FRAME_SIZE)
         self._transport: asyncio.Transport | None = None
@@ -161,7 +163,7 @@ class Connection(asyncio.Protocol):
             self._hang_up()
 
     def _on_sasl(self, frame: Frame) -> None:
-        """5.3: whoever asks is let in; rights are a matter of claims, not of SASL."""
+        """5.3: whoever asks is let in; rights are a matter of claims, and a key shown here counts as one."""
         if frame.type != SASL or frame.body is None:
             raise ConnectionFault(errors.FRAMING_ERROR, "a SASL frame was due")
         init = expect(frame.body, SaslInit)
@@ -169,8 +171,15 @@ class Connection(asyncio.Protocol):
         self._write(write_frame(0, SaslOutcome(code=0 if known else 1), kind=SASL))
         if not known:
             self._hang_up()
+        if init.mechanism == "PLAIN":
+            self._log_in(init.initial_response or b"")
         self._awaiting_sasl = False
         self._awaiting_header = True
+
+    def _log_in(self, response: bytes) -> None:
+        """RFC 4616: an identity to act as, NUL, a name, NUL, a password."""
+        _, name, password = (*response.decode("utf-8", "replace").split("\0"), "", "", "")[:3]
+        self._claims.login(name, password)
 
     def _on_open(self, opened: Open) -> None:
         """2.4.1"""
@@ -233,9 +242,10 @@ class Connection(asyncio.Protocol):
         self._sessions[channel] = Session(
             begin,
             self._places,
-            lambda performative, payload: self._send(channel, performative, payload),
-            lambda: self._writable,
-            min(peer_limit, MAX_FRAME_SIZE),
+            claims=self._claims,
+            send=lambda performative, payload: self._send(channel, performative, payload),
+            is_writable=lambda: self._writable,
+            max_frame_size=min(peer_limit, MAX_FRAME_SIZE),
         )
         self._send(
             channel,
@@ -290,6 +300,15 @@ class Connection(asyncio.Protocol):
             self._fail(ConnectionFault(errors.CONNECTION_FORCED, "nothing was heard for too long"))
         elif not self._closing:
             self._later(IDLE_TIMEOUT_MS / 4000, self._check_idle)
+
+    def _claims_changed(self) -> None:
+        """What was attached under a token ends with it; looked at again when the next one expires."""
+        now = self._places.now()
+        for session in list(self._sessions.values()):
+            session.check_rights()
+        expiry = self._claims.next_expiry(now)
+        if expiry is not None and not self._closing:
+            self._later(min((expiry - now) / 1000 + 0.001, 86400.0), self._claims_changed)
 
     def _check_handshake(self) -> None:
         if self._opened is None:

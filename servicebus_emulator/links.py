@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from servicebus_emulator import errors, log, performatives
-from servicebus_emulator.broker import LockLost, Message, Queue, Refused
+from servicebus_emulator.broker import LockLost, Message, NotFound, Queue, Refused
 from servicebus_emulator.codec import DecodeError, Described, Int, Timestamp, ULong
-from servicebus_emulator.errors import DeliveryFault
+from servicebus_emulator.errors import DeliveryFault, LinkFault
 from servicebus_emulator.message import BATCH_FORMAT, cut, data_sections, read_arrival
 from servicebus_emulator.message import render as render_message
 from servicebus_emulator.namespace import LiveQueue
@@ -29,6 +29,7 @@ class Carrier(Protocol):
     def grant(self, handle: int, delivery_count: int, credit: int) -> None: ...
     def report_drained(self, handle: int, delivery_count: int) -> None: ...
     def acknowledge(self, delivery_id: int, state: Described) -> None: ...
+    def detach(self, handle: int, fault: LinkFault | None = None) -> None: ...
     def transmit(
         self, link: "SendingLink", tag: bytes, payload: bytes, *, settled: bool, token: UUID | None = None
     ) -> None: ...
@@ -44,6 +45,8 @@ class ReceivingLink(ABC):
         self.session = session
         self.handle = handle
         self.attached = True
+        self.is_allowed: Callable[[], bool] = lambda: True
+        """Whether the client still has the right to it."""
         self._max_message_size = max_message_size
         self._delivery_count = delivery_count
         self._spent = 0
@@ -118,6 +121,14 @@ class QueueInlet(ReceivingLink):
     ) -> None:
         super().__init__(session, handle, delivery_count, max_message_size)
         self._live = live
+        live.join(self)
+
+    def evict(self) -> None:
+        self.session.detach(self.handle, _gone(self._live))
+
+    def detached(self) -> None:
+        super().detached()
+        self._live.leave(self)
 
     def on_delivery(self, delivery_id: int, message_format: int, payload: bytes, *, settled: bool) -> None:
         payloads = [payload]
@@ -143,6 +154,8 @@ class SendingLink(ABC):
         self.session = session
         self.handle = handle
         self.attached = True
+        self.is_allowed: Callable[[], bool] = lambda: True
+        """Whether the client still has the right to it."""
         self.delivery_count = 0
         self.credit = 0
 
@@ -192,6 +205,10 @@ class QueueOutlet(SendingLink):
         self.deletes = deletes
         self._live = live
         self._dead = dead
+        live.join(self)
+
+    def evict(self) -> None:
+        self.session.detach(self.handle, _gone(self._live))
 
     def is_hungry(self) -> bool:
         """Has credit, and what is sent would leave at once: a message is not locked to wait in a buffer."""
@@ -200,6 +217,7 @@ class QueueOutlet(SendingLink):
     def detached(self) -> None:
         super().detached()
         self._live.forget(self, dead=self._dead)
+        self._live.leave(self)
 
     def on_credit(self) -> None:
         self._live.feed(self, dead=self._dead)
@@ -228,7 +246,7 @@ class QueueOutlet(SendingLink):
         """The client went away before the message left: it was never delivered."""
         try:
             self._live.act(lambda queue, now: queue.release(token, now))
-        except LockLost:
+        except (LockLost, NotFound):
             log.debug("lock.lapsed_unsent", queue=self._live.name)
 
     def on_disposition(self, token: UUID, state: Described, reply: Callable[[Described], None]) -> None:
@@ -242,6 +260,10 @@ class QueueOutlet(SendingLink):
             reply(rejected(errors.NOT_ALLOWED, str(refused)))
             return
         self._live.journal.after_commit(lambda: reply(answer))
+
+
+def _gone(live: LiveQueue) -> LinkFault:
+    return LinkFault(errors.NOT_FOUND, f"The messaging entity '{live.name}' has been deleted.")
 
 
 def render_delivery(message: Message) -> bytes:

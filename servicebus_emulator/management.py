@@ -15,17 +15,21 @@ from servicebus_emulator.links import render_delivery
 from servicebus_emulator.message import read_arrival
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.nodes import Reply, Request, render_reply
+from servicebus_emulator.rights import Right
 
 MOST_PEEKED_BYTES = 768 * 1024
+SENDS = ("com.microsoft:schedule-message", "com.microsoft:cancel-scheduled-message")
+"""Operations that need the right to send; all others need that to listen."""
 
 
 class Management:
     """The management node of a queue, or (``dead``) of its dead letter queue."""
 
-    def __init__(self, live: LiveQueue, max_message_size: int, *, dead: bool) -> None:
+    def __init__(self, live: LiveQueue, max_message_size: int, may: Callable[[Right], bool], *, dead: bool) -> None:
         self._live = live
         self._dead = dead
         self._max_message_size = max_message_size
+        self._may = may
         self._operations: dict[str, Callable[[Mapping[str, Any]], Reply]] = {
             "com.microsoft:renew-lock": self._renew_lock,
             "com.microsoft:peek-message": self._peek,
@@ -45,6 +49,10 @@ class Management:
         operation = self._operations.get(request.operation)
         if operation is None:
             return Reply(501, f"{request.operation} is not supported", condition=errors.NOT_IMPLEMENTED)
+        right = Right.SEND if request.operation in SENDS else Right.LISTEN
+        if not self._may(right):
+            said = f"Unauthorized access. '{right}' claim(s) are required to perform this operation."
+            return Reply(401, said, condition=errors.UNAUTHORIZED)
         try:
             if not isinstance(request.value, dict):
                 raise DecodeError("the request's body is a map")

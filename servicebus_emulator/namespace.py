@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from servicebus_emulator import log
-from servicebus_emulator.broker import Message, Queue
-from servicebus_emulator.config import Config
+from servicebus_emulator.broker import Message, NotFound, Queue
+from servicebus_emulator.config import Config, QueueSettings
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
 from servicebus_emulator.rights import Rule
@@ -37,6 +37,12 @@ class Consumer(Protocol):
     def deliver(self, message: Message) -> None: ...
 
 
+class Guest(Protocol):
+    """Hangs on a queue, and is told when that goes away."""
+
+    def evict(self) -> None: ...
+
+
 class LiveQueue:
     """A queue that acts: every step it takes also delivers what became free."""
 
@@ -46,13 +52,22 @@ class LiveQueue:
         journal: GroupCommit,
         clock: Callable[[], int],
         wake_at: Callable[[int | None], None],
+        *,
+        created_at: int = 0,
+        updated_at: int = 0,
     ) -> None:
+        self.created_at = created_at
+        self.updated_at = updated_at
+        self.accessed_at: int | None = None
+        """When a client last wanted something of it; forgotten when the process ends."""
         self.queue = queue
         self.journal = journal
         self.clock = clock
         self._wake_at = wake_at
         self._hungry: dict[bool, deque[Consumer]] = {False: deque(), True: deque()}
         self._resumption: asyncio.Handle | None = None
+        self._guests: dict[Guest, None] = {}
+        self._is_gone = False
 
     @property
     def name(self) -> str:
@@ -62,15 +77,19 @@ class LiveQueue:
         return self.act(lambda queue, now: queue.send(arrivals, now))
 
     def act(self, step: Callable[[Queue, int], T]) -> T:
-        """One step of the queue and all that follows from it."""
+        """One step of the queue and all that follows from it. Raises NotFound when the queue has been deleted."""
+        if self._is_gone:
+            raise NotFound(f"the queue {self.name} has been deleted")
+        now = self.accessed_at = self.clock()
         try:
-            return step(self.queue, self.clock())
+            return step(self.queue, now)
         finally:
             self.deliver()
             self._wake_at(self.queue.next_deadline())
 
     def feed(self, consumer: Consumer, *, dead: bool) -> None:
         """The consumer has become hungry; it stays in line for as long as it says so."""
+        self.accessed_at = self.clock()
         if consumer not in self._hungry[dead]:
             self._hungry[dead].append(consumer)
         self.deliver()
@@ -80,6 +99,20 @@ class LiveQueue:
         """The consumer is gone for good."""
         if consumer in self._hungry[dead]:
             self._hungry[dead].remove(consumer)
+
+    def join(self, guest: Guest) -> None:
+        """The guest is told when the queue goes away."""
+        self._guests[guest] = None
+
+    def leave(self, guest: Guest) -> None:
+        """The guest has gone first."""
+        self._guests.pop(guest, None)
+
+    def close(self) -> None:
+        """The queue is gone: so are those who hang on it, and nothing is done with it any more."""
+        self._is_gone = True
+        for guest in list(self._guests):
+            guest.evict()
 
     def deliver(self) -> None:
         """Give what is free to who is hungry, in turn."""
@@ -130,16 +163,33 @@ class Namespace:
         self.rules = config.rules
         """Rules for the whole namespace."""
         for name, settings in config.queues.items():
-            store.put_queue(name, settings)
+            store.put_queue(name, settings, clock())
+        self._is_restricted = bool(config.rules) or any(settings.rules for settings in config.queues.values())
+        self._last_key = 0
         for stored in store.queues():
             queue = Queue(stored.key, stored.name, stored.settings, journal)
             queue.restore(stored.last_sequence, store.messages(stored.key), store.seen(stored.key))
-            self._queues[stored.name.lower()] = LiveQueue(queue, journal, clock, self.wake_at)
+            self._open(queue, stored.created_at, stored.updated_at)
             log.info("queue.opened", queue=stored.name, **queue.counts())
         self._tick()
 
+    def _open(self, queue: Queue, created_at: int, updated_at: int) -> LiveQueue:
+        live = LiveQueue(queue, self.journal, self._clock, self.wake_at, created_at=created_at, updated_at=updated_at)
+        self._queues[queue.name.lower()] = live
+        self._last_key = max(self._last_key, queue.key)
+        return live
+
     def find(self, name: str) -> LiveQueue | None:
+        """The queue of that name in lower case."""
         return self._queues.get(name)
+
+    def queues(self) -> list[LiveQueue]:
+        """All, in the order of their names."""
+        return [self._queues[name] for name in sorted(self._queues)]
+
+    def now(self) -> int:
+        """Milliseconds since the epoch."""
+        return self._clock()
 
     def rules_of(self, path: str) -> Iterator[tuple[str, Rule]]:
         """The rules that may vouch for a path: those of its queue, then those of the namespace; all, for the root."""
@@ -149,12 +199,40 @@ class Namespace:
         yield from (("", rule) for rule in self.rules)
 
     def has_rules(self) -> bool:
-        """Whether anything is restricted at all."""
-        return next(self.rules_of(""), None) is not None
+        """Whether anything is restricted at all, which is for the configuration to say.
+
+        A rule that a client makes where everybody may do everything is kept, and keeps nobody out: else it would
+        lock out all who have no key, from the next start on.
+        """
+        return self._is_restricted
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    # ------------------------------------------------------------- queues that come and go, durable after commit
+
+    def create(self, name: str, settings: QueueSettings) -> LiveQueue:
+        """A new queue; there must be none of that name."""
+        now = self._clock()
+        queue = Queue(self._last_key + 1, name, settings, self.journal)
+        self.journal.put_queue(queue.key, name, settings, now, now)
+        log.info("queue.created", queue=name)
+        return self._open(queue, now, now)
+
+    def update(self, live: LiveQueue, settings: QueueSettings) -> None:
+        """New settings, for all that comes after."""
+        live.queue.settings = settings
+        live.updated_at = self._clock()
+        self.journal.put_queue(live.queue.key, live.name, settings, live.created_at, live.updated_at)
+        log.info("queue.updated", queue=live.name)
+
+    def delete(self, live: LiveQueue) -> None:
+        """The queue, all that is in it, and every link to it."""
+        del self._queues[live.name.lower()]
+        self.journal.drop_queue(live.queue.key)
+        live.close()
+        log.info("queue.deleted", queue=live.name)
 
     # ----------------------------------------------------------------------------------------------- time
 

@@ -15,6 +15,7 @@ from servicebus_emulator.errors import DeliveryFault
 from servicebus_emulator.links import Carrier, ReceivingLink, SendingLink
 from servicebus_emulator.message import cut, read_map, value_section, write_message
 from servicebus_emulator.performatives import ACCEPTED_STATE
+from servicebus_emulator.rights import Claims, Unauthorized
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,26 @@ def render_reply(request: Request, reply: Reply, status: str, description: str) 
 
 
 class Cbs:
-    """Claims-based security: takes every token. Rights by key would be decided here."""
+    """Claims-based security (CBS draft, 3): takes tokens for one connection."""
 
-    def __init__(self, after_commit: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, claims: Claims, now: Callable[[], int], after_commit: Callable[[Callable[[], None]], None]
+    ) -> None:
         self.after_commit = after_commit
+        self._claims = claims
+        self._now = now
 
     def answer(self, request: Request) -> Reply:
         if request.operation != "put-token":
             return Reply(400, f"{request.operation} is not supported")
+        audience, token = request.properties.get("name"), request.value
+        if not isinstance(audience, str) or not isinstance(token, str):
+            return Reply(400, "put-token takes a token, and the audience as name")
+        try:
+            self._claims.put_token(token, audience, self._now())
+        except Unauthorized as refusal:
+            log.info("token.refused", reason=str(refusal))
+            return Reply(401, str(refusal))
         return Reply(202, "Accepted")
 
     def render(self, request: Request, reply: Reply) -> bytes:

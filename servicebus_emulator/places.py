@@ -1,9 +1,10 @@
 """What there is to attach to: queues, their dead letter queues, their management nodes, and $cbs.
 
-The one file that joins addresses to queues and links. Rights by key would be checked here.
+The one file that joins addresses to queues and links, and asks whether the client has the right to them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from servicebus_emulator import errors
 from servicebus_emulator.addresses import Address, address_of, parse_address
@@ -13,6 +14,7 @@ from servicebus_emulator.management import Management
 from servicebus_emulator.namespace import LiveQueue, Namespace
 from servicebus_emulator.nodes import Cbs, Node, ReplyLink, RequestLink
 from servicebus_emulator.performatives import Attach
+from servicebus_emulator.rights import Claims, Keyring, Right
 from servicebus_emulator.session import Session
 
 MOST_UNCOMMITTED = 16 * 1024 * 1024
@@ -25,8 +27,8 @@ class NamespacePlaces:
 
     def __init__(self, namespace: Namespace, max_message_size: int) -> None:
         self.max_message_size = max_message_size
+        self.keyring = Keyring(namespace.rules_of, enforced=namespace.has_rules())
         self._namespace = namespace
-        self._cbs = Cbs(namespace.journal.after_commit)
 
     def is_congested(self) -> bool:
         return self._namespace.journal.backlog > MOST_UNCOMMITTED
@@ -34,43 +36,83 @@ class NamespacePlaces:
     def after_commit(self, act: Callable[[], None]) -> None:
         self._namespace.journal.after_commit(act)
 
+    def now(self) -> int:
+        return self._namespace.now()
+
     def sending_link(self, session: Session, attach: Attach, address: str | None) -> SendingLink:
         place = _parse(address)
-        if place.is_cbs or place.management:
-            self._node(place)
+        link: SendingLink
+        if place.is_cbs:
             return ReplyLink(session, attach.handle, place, address_of(attach.target))
-        live = self._queue(place)
-        _refuse_sessions(attach)
-        return QueueOutlet(session, attach.handle, live, dead=place.dead, deletes=attach.snd_settle_mode == SETTLED)
+        if place.management:
+            is_allowed = self._check(session, place, Right.LISTEN, Right.SEND)
+            self._queue(place)
+            link = ReplyLink(session, attach.handle, place, address_of(attach.target))
+        else:
+            is_allowed = self._check(session, place, Right.LISTEN)
+            live = self._queue(place)
+            _refuse_sessions(attach)
+            deletes = attach.snd_settle_mode == SETTLED
+            link = QueueOutlet(session, attach.handle, live, dead=place.dead, deletes=deletes)
+        link.is_allowed = is_allowed
+        return link
 
     def receiving_link(self, session: Session, attach: Attach, address: str | None) -> ReceivingLink:
         place = _parse(address)
-        count = attach.initial_delivery_count or 0
-        if place.is_cbs or place.management:
-            return RequestLink(
-                session,
-                attach.handle,
-                count,
-                self.max_message_size,
-                address=place,
-                node=self._node(place),
-                find_reply_link=session.reply_link,
-            )
-        live = self._queue(place)
-        if place.dead:
-            raise LinkFault(errors.NOT_ALLOWED, "nothing can be sent to a dead letter queue")
-        return QueueInlet(session, attach.handle, count, self.max_message_size, live)
-
-    def _node(self, place: Address) -> Node:
         if place.is_cbs:
-            return self._cbs
-        return Management(self._queue(place), self.max_message_size, dead=place.dead)
+            return self._request_link(session, attach, place, Cbs(session.claims, self.now, self.after_commit))
+        link: ReceivingLink
+        if place.management:
+            is_allowed = self._check(session, place, Right.LISTEN, Right.SEND)
+            may = partial(self._may, session.claims, place)
+            management = Management(self._queue(place), self.max_message_size, may, dead=place.dead)
+            link = self._request_link(session, attach, place, management)
+        else:
+            is_allowed = self._check(session, place, Right.SEND)
+            live = self._queue(place)
+            if place.dead:
+                raise LinkFault(errors.NOT_ALLOWED, "nothing can be sent to a dead letter queue")
+            count = attach.initial_delivery_count or 0
+            link = QueueInlet(session, attach.handle, count, self.max_message_size, live)
+        link.is_allowed = is_allowed
+        return link
+
+    def _request_link(self, session: Session, attach: Attach, place: Address, node: Node) -> RequestLink:
+        return RequestLink(
+            session,
+            attach.handle,
+            attach.initial_delivery_count or 0,
+            self.max_message_size,
+            address=place,
+            node=node,
+            find_reply_link=session.reply_link,
+        )
+
+    def _may(self, claims: Claims, place: Address, *rights: Right) -> bool:
+        """Whether one of these rights on the queue is there."""
+        return any(claims.allow(place.queue, right, self.now()) for right in rights)
+
+    def _check(self, session: Session, place: Address, *rights: Right) -> Callable[[], bool]:
+        """The same question for later; raises LinkFault when the answer is no now."""
+        is_allowed = partial(self._may, session.claims, place, *rights)
+        if not is_allowed():
+            raise unauthorized(place.queue, rights)
+        return is_allowed
 
     def _queue(self, place: Address) -> LiveQueue:
         live = self._namespace.find(place.queue)
         if live is None:
             raise LinkFault(errors.NOT_FOUND, f"The messaging entity '{place.queue}' could not be found.")
         return live
+
+
+def unauthorized(queue: str, rights: Sequence[Right]) -> LinkFault:
+    """Said before it is known whether the queue is there, so that it tells nothing about that."""
+    wanted = "' or '".join(rights)
+    return LinkFault(
+        errors.UNAUTHORIZED,
+        f"Unauthorized access. '{wanted}' claim(s) are required to perform this operation. Resource: '{queue}'.",
+    )
 
 
 def _refuse_sessions(attach: Attach) -> None:

@@ -95,36 +95,40 @@ class Keyring:
 
 
 class Claims:
-    """What one connection has been granted so far."""
+    """What one connection has been granted so far; `changed` is called whenever that becomes more or less."""
 
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, changed: Callable[[], None] = lambda: None) -> None:
         self._keyring = keyring
+        self._changed = changed
         self._claims: dict[str, Claim] = {}
+        self._restricted = keyring.enforced
 
-    def put_token(self, token: str, audience: str, now: int) -> Claim:
+    def put_token(self, token: str, audience: str, now: int) -> None:
         """Takes a token; one for the same audience replaces the last. Raises Unauthorized."""
         claim = self._keyring.redeem(token, audience, now)
         self._claims[claim.path] = claim
-        return claim
+        self._changed()
 
     def login(self, name: str, key: str) -> None:
         """Takes a key itself."""
         for claim in self._keyring.login(name, key):
             self._claims[claim.path] = claim
+        self._changed()
 
     def allow(self, path: str, right: Right, now: int) -> bool:
         """Whether what was granted includes this."""
-        if not self._keyring.enforced:
-            return True
-        return any(claim.allows(path, right, now) for claim in self._claims.values())
+        return not self._restricted or any(claim.allows(path, right, now) for claim in self._claims.values())
 
     def revoke(self) -> None:
         """As if every token had expired."""
         self._claims.clear()
+        self._restricted = True
+        self._changed()
 
-    def next_expiry(self) -> int | None:
-        """When the next token expires."""
-        return min((c.expires_at for c in self._claims.values() if c.expires_at is not None), default=None)
+    def next_expiry(self, now: int) -> int | None:
+        """When the next token that still holds expires."""
+        times = (claim.expires_at for claim in self._claims.values())
+        return min((at for at in times if at is not None and at > now), default=None)
 
 
 def sign(resource: str, key: str, expiry: int) -> str:
@@ -144,7 +148,7 @@ def _parts(token: str) -> tuple[str, str, int, str]:
     raw = dict(pair.partition("=")[::2] for pair in token.removeprefix(PREFIX).split("&"))
     fields = dict(parse_qsl(token.removeprefix(PREFIX)))
     try:
-        return raw["sr"], fields["sig"], int(fields["se"]), fields["skn"]
+        return raw["sr"], fields["sig"], int(fields["se"]), unquote_plus(fields["skn"])  # some encode the name twice
     except (KeyError, ValueError):
         raise Unauthorized("MalformedToken: A token has sr, sig, se and skn.") from None
 

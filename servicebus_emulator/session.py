@@ -26,6 +26,7 @@ from servicebus_emulator.performatives import (
     Transfer,
     outcome_code,
 )
+from servicebus_emulator.rights import Claims, Keyring
 
 INCOMING_WINDOW = 4096
 OUTGOING_WINDOW = 0x7FFFFFFF
@@ -38,7 +39,9 @@ class Places(Protocol):
     """Makes the link that an attach asks for, or raises LinkFault; knows how far the disk is behind."""
 
     max_message_size: int
+    keyring: Keyring
 
+    def now(self) -> int: ...
     def is_congested(self) -> bool: ...
     def after_commit(self, act: Callable[[], None]) -> None: ...
 
@@ -51,11 +54,14 @@ class Session:
         self,
         begin: Begin,
         places: Places,
+        *,
+        claims: Claims,
         send: Callable[[Performative, bytes], None],
         is_writable: Callable[[], bool],
         max_frame_size: int,
     ) -> None:
         self._places = places
+        self.claims = claims
         self._send_frame = send
         self._is_writable = is_writable
         self._max_frame_size = max_frame_size
@@ -147,6 +153,14 @@ class Session:
         self._detaching.add(handle)
         error = performatives.error(fault.condition, fault.description) if fault is not None else None
         self.send(Detach(handle=handle, closed=True, error=error))
+
+    def check_rights(self) -> None:
+        """Ends the links to which the client has no right any more."""
+        for handle, link in list(self._links.items()):
+            if not link.is_allowed():
+                fault = LinkFault(errors.UNAUTHORIZED, "Unauthorized access: the token for this link has expired.")
+                log.info("link.ended", condition=fault.condition, description=fault.description)
+                self.detach(handle, fault)
 
     def _on_detach(self, detach: Detach) -> None:
         """2.6.6"""

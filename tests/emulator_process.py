@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class EmulatorProcess:
     """``queues`` are names, or names with settings; ``defaults`` are settings for all of them.
 
-    Settings are the properties of the configuration file: ``LockDuration="PT5S"``, ``MaxDeliveryCount=3``. The port
+    Settings are the properties of the configuration file: ``LockDuration="PT5S"``, ``MaxDeliveryCount=3``. ``rules``
+    are authorization rules by queue, those of the namespace under ``""``; without any everybody may do all. The port
     stays the same from one start to the next, so clients with the old connection string find it again.
     """
 
@@ -27,11 +28,13 @@ class EmulatorProcess:
         queues: Iterable[str] | Mapping[str, Mapping[str, Any]] = (),
         *,
         options: Iterable[str] = (),
+        rules: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         **defaults: Any,
     ) -> None:
         self.data_dir = Path(data_dir)
         self.port = 0
         self._options = list(options)
+        self._rules = rules or {}
         named = queues if isinstance(queues, Mapping) else {name: {} for name in queues}
         self._queues = {name: {**defaults, **properties} for name, properties in named.items()}
         self._process: subprocess.Popen[str] | None = None
@@ -63,8 +66,13 @@ class EmulatorProcess:
                         "Namespaces": [
                             {
                                 "Name": "test",
+                                "AuthorizationRules": self._rules.get("", []),
                                 "Queues": [
-                                    {"Name": name, "Properties": properties}
+                                    {
+                                        "Name": name,
+                                        "Properties": properties,
+                                        "AuthorizationRules": self._rules.get(name, []),
+                                    }
                                     for name, properties in self._queues.items()
                                 ],
                             }

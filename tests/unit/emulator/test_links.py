@@ -368,7 +368,7 @@ def request(operation: str, value: object, *, reply_to: str | None = None, key: 
         encode(Described(ULong(code), section))
         for code, section in (
             (0x73, [key, None, None, None, reply_to]),
-            (0x74, {"operation": operation}),
+            (0x74, {"operation": operation, "name": "sb://host/q"}),
             (0x77, value),
         )
     )
