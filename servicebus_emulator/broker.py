@@ -8,91 +8,29 @@ A lock is a token and a time. It belongs to no connection, so nothing here knows
 import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.faults import Faults
 from servicebus_emulator.message import Arrival
-
-
-class LockLost(Exception):
-    """The token locks nothing: it expired, or its message was settled."""
-
-
-class NotFound(Exception):
-    """No message with such a sequence number is where it was looked for."""
-
-
-class Refused(Exception):
-    """The queue does not do this with that message."""
-
-
-class State(IntEnum):
-    """As clients see it in x-opt-message-state."""
-
-    ACTIVE = 0
-    DEFERRED = 1
-    SCHEDULED = 2
-
-
-@dataclass(slots=True)
-class Message:
-    id: int  # identity in the store; never seen outside
-    sequence: int
-    message_id: str
-    payload: bytes
-    enqueued_at: int
-    state: State = State.ACTIVE
-    dead: bool = False
-    scheduled_for: int | None = None
-    ttl: int | None = None
-    delivery_count: int = 0
-    lock: UUID | None = None
-    locked_until: int | None = None
-    dead_letter: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def expires_at(self) -> int | None:
-        """Dead letters never expire."""
-        if self.ttl is None or self.dead:
-            return None
-        return self.enqueued_at + self.ttl
-
-    @property
-    def deadline(self) -> int | None:
-        """When time alone next changes this message.
-
-        A locked message does not expire before its lock does, and a scheduled one not before it is active.
-        """
-        if self.lock is not None:
-            return self.locked_until
-        if self.state is State.SCHEDULED:
-            return self.scheduled_for
-        return self.expires_at
-
-
-class Journal(Protocol):
-    """Hears every change, in order."""
-
-    def new_id(self) -> int: ...
-    def save(self, queue: int, message: Message, *, is_new: bool = False) -> None: ...
-    def delete(self, queue: int, message: Message) -> None: ...
-    def sequence(self, queue: int, last: int) -> None: ...
-    def remember(self, queue: int, message_id: str, at: int) -> None: ...
-    def forget(self, queue: int, before: int) -> None: ...
+from servicebus_emulator.record import Disabled, Journal, LockLost, Message, NotFound, QueueFull, Refused, State
 
 
 class Queue:
     """One queue and its dead letter queue: two sides of the same messages, told apart by ``dead``."""
 
-    def __init__(self, key: int, name: str, settings: QueueSettings, journal: Journal) -> None:
+    def __init__(
+        self, key: int, name: str, settings: QueueSettings, journal: Journal, faults: Faults | None = None
+    ) -> None:
         self.key = key
         self.name = name
         self.settings = settings
+        self.size = 0
+        """Bytes of all messages as they were sent, dead letters included."""
         self._journal = journal
+        self._faults = faults or Faults()
         self._last_sequence = 0
         self._messages: dict[int, Message] = {}
         self._locks: dict[UUID, Message] = {}
@@ -108,6 +46,7 @@ class Queue:
         self._last_sequence = last_sequence
         for message in messages:
             self._hold(message)
+            self.size += len(message.payload)
             self._last_sequence = max(self._last_sequence, message.sequence)
             if message.lock is not None:
                 self._locks[message.lock] = message
@@ -117,7 +56,18 @@ class Queue:
 
     def send(self, arrivals: Sequence[Arrival], now: int) -> list[int]:
         """Take in all of them; the sequence number of each, 0 for a duplicate, which is dropped silently."""
+        self.check_takes()
+        if self.size >= self.settings.max_size:
+            raise QueueFull(
+                f"The maximum entity size has been reached or exceeded for Queue: '{self.name}'. "
+                f"Size of entity in bytes: {self.size}, Max entity size in bytes: {self.settings.max_size}."
+            )
         return [0 if self._is_duplicate(arrival, now) else self._enqueue(arrival, now) for arrival in arrivals]
+
+    def check_takes(self) -> None:
+        """Raises Disabled while senders are kept out."""
+        if self.settings.status in ("Disabled", "SendDisabled"):
+            raise Disabled(f"Messaging entity '{self.name}' is currently disabled for sending.")
 
     def _enqueue(self, arrival: Arrival, now: int) -> int:
         default = self.settings.default_ttl
@@ -134,6 +84,7 @@ class Queue:
             ttl=ttl,
         )
         self._hold(message)
+        self.size += len(message.payload)
         self._journal.save(self.key, message, is_new=True)
         return message.sequence
 
@@ -166,6 +117,14 @@ class Queue:
 
     # ------------------------------------------------------------------------------------------ receiving
 
+    def check_gives(self) -> None:
+        """Raises Disabled while receivers are kept out."""
+        if not self._gives():
+            raise Disabled(f"Messaging entity '{self.name}' is currently disabled for receiving.")
+
+    def _gives(self) -> bool:
+        return self.settings.status in ("Active", "SendDisabled")
+
     def lock_next(self, now: int, *, dead: bool = False) -> Message | None:
         """Lock the first message that is free, for one holder."""
         message = self._first_available(now, dead)
@@ -184,7 +143,7 @@ class Queue:
 
     def _first_available(self, now: int, dead: bool) -> Message | None:
         heap = self._available[dead]
-        while heap:
+        while heap and self._gives():
             message = self._messages.get(heap[0])
             if message is not None and message.dead is dead and _is_free(message):
                 if message.expires_at is None or message.expires_at > now:
@@ -195,6 +154,7 @@ class Queue:
 
     def receive_deferred(self, sequences: Sequence[int], now: int, *, dead: bool, lock: bool) -> list[Message]:
         """All or none."""
+        self.check_gives()
         self.tick(now)
         found = []
         for sequence in sequences:
@@ -222,22 +182,33 @@ class Queue:
     def complete(self, token: UUID, now: int) -> None:
         self._remove(self._locked(token, now))
 
-    def abandon(self, token: UUID, now: int) -> None:
-        self._fail(self._locked(token, now), now)
+    def abandon(self, token: UUID, now: int, added: Mapping[str, Any] | None = None) -> None:
+        message = self._locked(token, now)
+        message.added |= added or {}
+        self._fail(message, now)
 
     def release(self, token: UUID, now: int) -> None:
         """Give it back as if it had never been delivered."""
         self._free(self._locked(token, now), now)
 
-    def defer(self, token: UUID, now: int) -> None:
+    def defer(self, token: UUID, now: int, added: Mapping[str, Any] | None = None) -> None:
         message = self._locked(token, now)
+        message.added |= added or {}
         message.state = State.DEFERRED
         self._free(message, now)
 
-    def dead_letter(self, token: UUID, now: int, reason: str | None, description: str | None) -> None:
+    def dead_letter(
+        self,
+        token: UUID,
+        now: int,
+        reason: str | None,
+        description: str | None,
+        added: Mapping[str, Any] | None = None,
+    ) -> None:
         message = self._locked(token, now)
         if message.dead:
             raise Refused("a dead letter cannot be dead-lettered again")
+        message.added |= added or {}
         self._bury(message, reason, description)
 
     def renew(self, token: UUID, now: int) -> int:
@@ -254,7 +225,7 @@ class Queue:
 
     def _locked(self, token: UUID, now: int) -> Message:
         message = self._locks.get(token)
-        if message is None or message.locked_until is None or message.locked_until <= now:
+        if message is None or message.lock_end is None or message.lock_end <= now:
             raise LockLost("the lock has expired, or the message was settled before")
         return message
 
@@ -287,7 +258,7 @@ class Queue:
     def has_available(self, *, dead: bool) -> bool:
         """May be wrong about a message that has just expired; never wrong about one that has not."""
         heap = self._available[dead]
-        while heap:
+        while heap and self._gives():
             message = self._messages.get(heap[0])
             if message is not None and message.dead is dead and _is_free(message):
                 return True
@@ -310,6 +281,8 @@ class Queue:
     def _lock(self, message: Message, now: int) -> None:
         message.lock = uuid4()
         message.locked_until = now + self.settings.lock_duration
+        most = self._faults.lock_max_age
+        message.lock_limit = None if most is None else now + most
         self._locks[message.lock] = message
         self._changed(message)
 
@@ -318,6 +291,7 @@ class Queue:
             del self._locks[message.lock]
             message.lock = None
             message.locked_until = None
+            message.lock_limit = None
 
     def _fail(self, message: Message, now: int) -> None:
         """A delivery that came to nothing counts; too many, and it is a dead letter."""
@@ -352,11 +326,8 @@ class Queue:
         self._drop_from_order(message)
         message.dead = True
         message.state = State.ACTIVE
-        message.dead_letter = {
-            name: value
-            for name, value in (("DeadLetterReason", reason), ("DeadLetterErrorDescription", description))
-            if value is not None
-        }
+        told = {"DeadLetterReason": reason, "DeadLetterErrorDescription": description}
+        message.added |= {name: text for name, text in told.items() if text is not None}
         insort(self._order[True], message.sequence)
         heapq.heappush(self._available[True], message.sequence)
         self._changed(message)
@@ -397,6 +368,7 @@ class Queue:
         self._unlock(message)
         self._drop_from_order(message)
         del self._messages[message.sequence]
+        self.size -= len(message.payload)
         self._journal.delete(self.key, message)
 
     def _drop_from_order(self, message: Message) -> None:

@@ -11,7 +11,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-from servicebus_emulator.broker import Message
+from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.record import Message
 from servicebus_emulator.store import Batch, Store, message_row
 
 
@@ -36,6 +37,8 @@ class GroupCommit:
         self._sequences: dict[int, int] = {}
         self._seen: list[tuple[int, str, int]] = []
         self._forgotten: list[tuple[int, int]] = []
+        self._queues: dict[int, tuple[int, str, str, int, int]] = {}
+        self._dropped: list[tuple[int]] = []
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="store", daemon=True)
         self._thread.start()
@@ -69,6 +72,24 @@ class GroupCommit:
 
     def forget(self, queue: int, before: int) -> None:
         self._forgotten.append((queue, before))
+        self._flush_soon()
+
+    # -------------------------------------------------------------------------- queues that come and go
+
+    def put_queue(self, key: int, name: str, settings: QueueSettings, created_at: int, updated_at: int) -> None:
+        """A new queue, or new settings for one."""
+        self._queues[key] = (key, name, settings.to_json(), created_at, updated_at)
+        self._flush_soon()
+
+    def drop_queue(self, key: int) -> None:
+        """The queue is gone with all that is in it, and nothing more is told of it."""
+        self._queues.pop(key, None)
+        self._sequences.pop(key, None)
+        for identity in [identity for identity, (owner, _) in self._saved.items() if owner == key]:
+            del self._saved[identity]
+            self._new.pop(identity, None)
+        self._seen = [entry for entry in self._seen if entry[0] != key]
+        self._dropped.append((key,))
         self._flush_soon()
 
     # ------------------------------------------------------------------------------------------ waiting
@@ -119,10 +140,13 @@ class GroupCommit:
                 sequences=[(last, queue) for queue, last in self._sequences.items()],
                 seen=self._seen,
                 forgotten=self._forgotten,
+                queues=list(self._queues.values()),
+                dropped=self._dropped,
             )
         )
         self._saved, self._new, self._deleted, self._sequences = {}, {}, set(), {}
         self._seen, self._forgotten = [], []
+        self._queues, self._dropped = {}, []
 
     def _committed(self) -> None:
         acts, self._committing = self._committing, []

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from servicebus_emulator import errors, log, performatives
-from servicebus_emulator.broker import LockLost, Message, NotFound, Queue, Refused
+from servicebus_emulator.broker import Queue
 from servicebus_emulator.codec import DecodeError, Described, Int, Timestamp, ULong
 from servicebus_emulator.errors import DeliveryFault, LinkFault
-from servicebus_emulator.message import BATCH_FORMAT, cut, data_sections, read_arrival
+from servicebus_emulator.message import BATCH_FORMAT, cut, data_sections, read_arrival, read_properties
 from servicebus_emulator.message import render as render_message
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.performatives import ACCEPTED_STATE, Flow, Transfer, outcome_code, rejected
+from servicebus_emulator.record import LockLost, Message, NotFound, Refused
 
 CREDIT = 1000
 
@@ -280,7 +281,7 @@ def render_delivery(message: Message) -> bytes:
         delivery_count=message.delivery_count,
         annotations=annotations,
         lock_token=message.lock,
-        dead_letter=message.dead_letter,
+        added=message.added,
     )
 
 
@@ -296,11 +297,12 @@ def settle(queue: Queue, token: UUID, state: Described, now: int) -> Described:
         case performatives.RELEASED:
             queue.release(token, now)
         case performatives.MODIFIED:
-            delivery_failed, undeliverable_here = (*state.value[:2], None, None)[:2]
+            delivery_failed, undeliverable_here, annotations = (*state.value[:3], None, None, None)[:3]
+            added = read_properties(annotations)
             if undeliverable_here:
-                queue.defer(token, now)
+                queue.defer(token, now, added)
             elif delivery_failed:
-                queue.abandon(token, now)
+                queue.abandon(token, now, added)
             else:
                 queue.release(token, now)
         case _:
@@ -308,18 +310,19 @@ def settle(queue: Queue, token: UUID, state: Described, now: int) -> Described:
     return state
 
 
-def _dead_letter_details(fields: list[Any]) -> tuple[str | None, str | None]:
-    """Reason and description, which clients put into the error's info (3.4.3, 2.8.14)."""
+def _dead_letter_details(fields: list[Any]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Reason and description, which clients put into the error's info (3.4.3, 2.8.14), and properties beside them."""
     error = fields[0] if fields else None
     if not isinstance(error, Described) or not isinstance(error.value, list):
-        return None, None
+        return None, None, {}
     condition, description, info = (*error.value[:3], None, None, None)[:3]
-    details = info if isinstance(info, dict) else {}
-    reason = details.get("DeadLetterReason")
+    details = read_properties(info)
+    reason = details.pop("DeadLetterReason", None)
     if reason is None and isinstance(condition, str) and condition != "com.microsoft:dead-letter":
         reason = condition
-    text = details.get("DeadLetterErrorDescription", description)
+    text = details.pop("DeadLetterErrorDescription", description)
     return (
         str(reason) if isinstance(reason, str) else None,
         str(text) if isinstance(text, str) else None,
+        details,
     )

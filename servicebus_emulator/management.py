@@ -9,12 +9,13 @@ from typing import Any
 from uuid import UUID
 
 from servicebus_emulator import errors
-from servicebus_emulator.broker import LockLost, NotFound, Queue, Refused
+from servicebus_emulator.broker import Queue
 from servicebus_emulator.codec import Array, DecodeError, Timestamp, array_of
 from servicebus_emulator.links import render_delivery
-from servicebus_emulator.message import read_arrival
+from servicebus_emulator.message import read_arrival, read_properties
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.nodes import Reply, Request, render_reply
+from servicebus_emulator.record import Disabled, LockLost, NotFound, QueueFull, Refused
 from servicebus_emulator.rights import Right
 
 MOST_PEEKED_BYTES = 768 * 1024
@@ -63,6 +64,10 @@ class Management:
             return Reply(404, str(missing), condition=errors.MESSAGE_NOT_FOUND)
         except Refused as refused:
             return Reply(400, str(refused), condition=errors.NOT_ALLOWED)
+        except Disabled as disabled:
+            return Reply(400, str(disabled), condition=errors.ENTITY_DISABLED)
+        except QueueFull as full:
+            return Reply(403, str(full), condition=errors.RESOURCE_LIMIT_EXCEEDED)
         except DecodeError as error:
             return Reply(400, str(error), condition=errors.ARGUMENT_ERROR)
 
@@ -132,6 +137,7 @@ class Management:
         tokens = _items(asked, "lock-tokens", UUID)
         status = asked.get("disposition-status")
         reason, description = asked.get("deadletter-reason"), asked.get("deadletter-description")
+        added = read_properties(asked.get("properties-to-modify"))
 
         def settle(queue: Queue, now: int) -> None:
             for token in tokens:
@@ -141,11 +147,11 @@ class Management:
                     case "completed":
                         queue.complete(token, now)
                     case "abandoned":
-                        queue.abandon(token, now)
+                        queue.abandon(token, now, added)
                     case "defered":
-                        queue.defer(token, now)
+                        queue.defer(token, now, added)
                     case "suspended":
-                        queue.dead_letter(token, now, reason, description)
+                        queue.dead_letter(token, now, reason, description, added)
                     case _:
                         raise DecodeError(f"{status!r} is not a disposition-status")
 

@@ -1,8 +1,8 @@
 """A message's sections (AMQP 1.0 part 3.2), cut and joined without reading what is in them.
 
-A sender's bytes are kept as they are; only what a broker adds (lock token, sequence number, delivery count, dead
-letter reason) is spliced in when a message goes out, so that no type is lost on the way. Body sections are never
-decoded. What the numbers mean is the broker's business, not this file's.
+A sender's bytes are kept as they are; only what a broker adds (lock token, sequence number, delivery count,
+receivers' properties) is spliced in when a message goes out, so that no type is lost on the way. Body sections are
+never decoded. What the numbers mean is the broker's business, not this file's.
 """
 
 import struct
@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from servicebus_emulator.codec import (
+    Array,
     DecodeError,
     Described,
     Symbol,
@@ -156,6 +157,17 @@ def read_map(raw: bytes | None) -> dict[Any, Any]:
     return value
 
 
+def read_properties(value: Any) -> dict[str, Any]:
+    """Application properties that a receiver adds: names, and values that are neither lists nor maps (3.2.5)."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise DecodeError("properties to modify are a map of names")
+    if any(isinstance(each, list | dict | Array | Described) for each in value.values()):
+        raise DecodeError("the value of an application property is simple")
+    return {str(name): each for name, each in value.items()}
+
+
 def _header(raw: bytes | None) -> list[Any]:
     """durable, priority, ttl, first-acquirer, delivery-count (3.2.1)."""
     if raw is None:
@@ -178,7 +190,7 @@ def render(
     delivery_count: int,
     annotations: Mapping[str, Any],
     lock_token: UUID | None,
-    dead_letter: Mapping[str, str] | None,
+    added: Mapping[str, Any] | None,
 ) -> bytes:
     """The message as a receiver gets it: the sender's, with what the broker knows spliced in."""
     sections = cut(payload)
@@ -188,8 +200,8 @@ def render(
     if lock_token is not None:
         delivery_annotations = _merge(delivery_annotations, Symbol, {"x-opt-lock-token": lock_token})
     application_properties = sections.application_properties
-    if dead_letter:
-        application_properties = _merge(application_properties, str, dead_letter)
+    if added:
+        application_properties = _merge(application_properties, str, added)
     return _join(
         sections,
         header=encode(header),

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from servicebus_emulator import log
-from servicebus_emulator.broker import Message, NotFound, Queue
+from servicebus_emulator.broker import Queue
 from servicebus_emulator.config import Config, QueueSettings
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
+from servicebus_emulator.record import Message, NotFound
 from servicebus_emulator.rights import Rule
 from servicebus_emulator.store import Store
 

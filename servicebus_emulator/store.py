@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from servicebus_emulator.broker import Message, State
+from servicebus_emulator.codec import decode, encode
 from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.record import Message, State
 
-VERSION = 2
+VERSION = 3
 _SCHEMA = """
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, last_sequence INTEGER NOT NULL,
-    settings TEXT NOT NULL
+    settings TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, sequence INTEGER NOT NULL, message_id TEXT NOT NULL,
     enqueued_at INTEGER NOT NULL, state INTEGER NOT NULL, dead INTEGER NOT NULL, scheduled_for INTEGER,
     ttl INTEGER, delivery_count INTEGER NOT NULL, lock BLOB, locked_until INTEGER,
-    dead_letter_reason TEXT, dead_letter_description TEXT
+    added BLOB
 ) STRICT;
 CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
 CREATE TABLE seen (
@@ -41,6 +42,8 @@ class StoreError(Exception):
 class Batch:
     """Rows to write in one transaction."""
 
+    dropped: list[tuple[int]] = field(default_factory=list)  # queues, with all that is in them
+    queues: list[tuple[Any, ...]] = field(default_factory=list)
     messages: list[tuple[Any, ...]] = field(default_factory=list)
     payloads: list[tuple[int, bytes]] = field(default_factory=list)
     deleted: list[tuple[int]] = field(default_factory=list)
@@ -55,6 +58,8 @@ class StoredQueue:
     name: str
     settings: QueueSettings
     last_sequence: int
+    created_at: int
+    updated_at: int
 
 
 def message_row(queue: int, message: Message) -> tuple[Any, ...]:
@@ -71,8 +76,7 @@ def message_row(queue: int, message: Message) -> tuple[Any, ...]:
         message.delivery_count,
         message.lock.bytes if message.lock is not None else None,
         message.locked_until,
-        message.dead_letter.get("DeadLetterReason"),
-        message.dead_letter.get("DeadLetterErrorDescription"),
+        encode(message.added) if message.added else None,
     )
 
 
@@ -106,20 +110,21 @@ class Store:
     # ------------------------------------------------------------------------------------------- reading
 
     def queues(self) -> list[StoredQueue]:
-        rows = self._db.execute("SELECT id, name, last_sequence, settings FROM queues ORDER BY id")
-        return [StoredQueue(key, name, QueueSettings.from_json(settings), last) for key, name, last, settings in rows]
+        rows = self._db.execute(
+            "SELECT id, name, settings, last_sequence, created_at, updated_at FROM queues ORDER BY id"
+        )
+        return [StoredQueue(key, name, QueueSettings.from_json(text), *rest) for key, name, text, *rest in rows]
 
     def messages(self, queue: int) -> Iterable[Message]:
         rows = self._db.execute(
             "SELECT id, sequence, message_id, enqueued_at, state, dead, scheduled_for, ttl, delivery_count, lock,"
-            " locked_until, dead_letter_reason, dead_letter_description, payload"
+            " locked_until, added, payload"
             " FROM messages JOIN payloads USING (id) WHERE queue = ? ORDER BY sequence",
             (queue,),
         )
         for row in rows:
             identity, sequence, message_id, enqueued, state, dead, scheduled, ttl, count, lock, until, *rest = row
-            reason, description, payload = rest
-            dead_letter = {"DeadLetterReason": reason, "DeadLetterErrorDescription": description}
+            added, payload = rest
             yield Message(
                 id=identity,
                 sequence=sequence,
@@ -133,7 +138,7 @@ class Store:
                 delivery_count=count,
                 lock=UUID(bytes=lock) if lock is not None else None,
                 locked_until=until,
-                dead_letter={name: text for name, text in dead_letter.items() if text is not None},
+                added=decode(added)[0] if added is not None else {},
             )
 
     def seen(self, queue: int) -> list[tuple[str, int]]:
@@ -144,12 +149,13 @@ class Store:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def put_queue(self, name: str, settings: QueueSettings) -> None:
-        """Create the queue, or give the one that is there these settings."""
+    def put_queue(self, name: str, settings: QueueSettings, at: int = 0) -> None:
+        """Create the queue, or give the one that is there these settings. Before anybody uses the store."""
         self._db.execute(
-            "INSERT INTO queues (name, last_sequence, settings) VALUES (?, 0, ?)"
-            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings",
-            (name, settings.to_json()),
+            "INSERT INTO queues (name, last_sequence, settings, created_at, updated_at) VALUES (?1, 0, ?2, ?3, ?3)"
+            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, updated_at = excluded.updated_at"
+            " WHERE settings <> excluded.settings",
+            (name, settings.to_json(), at),
         )
 
     def write(self, batch: Batch) -> None:
@@ -157,10 +163,22 @@ class Store:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
+            if batch.dropped:
+                of_it = "IN (SELECT id FROM messages WHERE queue = ?)"
+                db.executemany(f"DELETE FROM payloads WHERE id {of_it}", batch.dropped)  # noqa: S608 - only marks
+                for table, column in (("messages", "queue"), ("seen", "queue"), ("queues", "id")):
+                    db.executemany(f"DELETE FROM {table} WHERE {column} = ?", batch.dropped)  # noqa: S608 - only marks
+            if batch.queues:
+                db.executemany(
+                    "INSERT INTO queues (id, name, last_sequence, settings, created_at, updated_at)"
+                    " VALUES (?, ?, 0, ?, ?, ?) ON CONFLICT (id)"
+                    " DO UPDATE SET settings = excluded.settings, updated_at = excluded.updated_at",
+                    batch.queues,
+                )
             if batch.payloads:
                 db.executemany("INSERT INTO payloads VALUES (?, ?)", batch.payloads)
             if batch.messages:
-                marks = ", ".join("?" * 14)
+                marks = ", ".join("?" * 13)
                 db.executemany(f"INSERT OR REPLACE INTO messages VALUES ({marks})", batch.messages)  # noqa: S608 - only marks
             if batch.deleted:
                 db.executemany("DELETE FROM messages WHERE id = ?", batch.deleted)

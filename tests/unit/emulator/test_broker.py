@@ -6,9 +6,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from servicebus_emulator.broker import LockLost, Message, NotFound, Queue, Refused, State
+from servicebus_emulator.broker import Queue
 from servicebus_emulator.config import QueueSettings
 from servicebus_emulator.message import Arrival
+from servicebus_emulator.record import LockLost, Message, NotFound, Refused, State
 
 SECOND = 1000
 LOCK = 60 * SECOND
@@ -29,7 +30,7 @@ class MemoryJournal:
 
     def save(self, queue: int, message: Message, *, is_new: bool = False) -> None:
         assert is_new == (message.id not in self.rows)
-        self.rows[message.id] = replace(message, dead_letter=dict(message.dead_letter))
+        self.rows[message.id] = replace(message, added=dict(message.added))
 
     def delete(self, queue: int, message: Message) -> None:
         del self.rows[message.id]
@@ -197,7 +198,7 @@ def test_the_last_allowed_delivery_that_fails_makes_a_dead_letter(how: str) -> N
     assert bench.lock() is None
     letter = bench.lock(dead=True)
     assert letter is not None
-    assert letter.dead_letter["DeadLetterReason"] == "MaxDeliveryCountExceeded"
+    assert letter.added["DeadLetterReason"] == "MaxDeliveryCountExceeded"
 
 
 def test_a_dead_letter_keeps_its_number_and_never_leaves_by_itself() -> None:
@@ -211,7 +212,7 @@ def test_a_dead_letter_keeps_its_number_and_never_leaves_by_itself() -> None:
     letter = bench.lock(dead=True)
     assert letter is not None
     assert (letter.sequence, letter.delivery_count) == (number, 5)
-    assert letter.dead_letter == {"DeadLetterReason": "Poison", "DeadLetterErrorDescription": "digest"}
+    assert letter.added == {"DeadLetterReason": "Poison", "DeadLetterErrorDescription": "digest"}
     with pytest.raises(Refused):
         bench.queue.dead_letter(letter.lock or uuid4(), bench.now, "again", None)
     assert bench.texts() == []
@@ -242,7 +243,7 @@ def test_an_expired_message_is_dead_lettered_where_the_queue_says_so() -> None:
     bench.wait(5 * SECOND)
     letter = bench.lock(dead=True)
     assert letter is not None
-    assert letter.dead_letter["DeadLetterReason"] == "TTLExpiredException"
+    assert letter.added["DeadLetterReason"] == "TTLExpiredException"
 
 
 def test_a_locked_message_expires_only_when_its_lock_ends() -> None:
@@ -366,7 +367,7 @@ def test_a_restart_brings_back_locks_counts_schedules_dead_letters_and_duplicate
     bench.queue.complete(tokens["locked"], bench.now)
     letter = bench.lock(dead=True)
     assert letter is not None
-    assert letter.dead_letter == {"DeadLetterReason": "why", "DeadLetterErrorDescription": "because"}
+    assert letter.added == {"DeadLetterReason": "why", "DeadLetterErrorDescription": "because"}
     (deferred,) = bench.queue.receive_deferred([3], bench.now, dead=False, lock=True)
     assert deferred.payload == b"deferred"
     bench.wait(LOCK // 2)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from servicebus_emulator.broker import LockLost
+from servicebus_emulator.record import LockLost
 from tests.unit.emulator.test_broker import Bench
 
 LOCK = 10_000
@@ -160,6 +160,7 @@ class QueueModel(RuleBasedStateMachine):
             return
         held = {m.id: m for dead in (False, True) for m in self.bench.queue.peek(0, 1000, dead=dead)}
         assert held == self.bench.journal.rows
+        assert self.bench.queue.size == sum(len(m.payload) for m in held.values())
 
 
 TestQueueModel = QueueModel.TestCase

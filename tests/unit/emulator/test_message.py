@@ -30,7 +30,7 @@ def section(code: int, value: Any) -> bytes:
 
 
 def rendered(payload: bytes, **changes: Any) -> bytes:
-    options: dict[str, Any] = {"delivery_count": 0, "annotations": {}, "lock_token": None, "dead_letter": None}
+    options: dict[str, Any] = {"delivery_count": 0, "annotations": {}, "lock_token": None, "added": None}
     return render(payload, **(options | changes))
 
 
@@ -51,7 +51,7 @@ def test_types_survive_what_is_spliced_in() -> None:
             delivery_count=3,
             annotations={"x-opt-sequence-number": 5},
             lock_token=TOKEN,
-            dead_letter={"DeadLetterReason": "why"},
+            added={"DeadLetterReason": "why"},
         )
     )
     assert out.header is not None
@@ -70,7 +70,7 @@ def test_types_survive_what_is_spliced_in() -> None:
 def test_what_the_broker_says_replaces_what_a_sender_claims() -> None:
     payload = section(0x72, {Symbol("x-opt-sequence-number"): 99, Symbol("x-opt-enqueued-time"): Timestamp(1)})
     payload += section(0x74, {"DeadLetterReason": "mine"}) + section(0x77, None)
-    out = cut(rendered(payload, annotations={"x-opt-sequence-number": 5}, dead_letter={"DeadLetterReason": "real"}))
+    out = cut(rendered(payload, annotations={"x-opt-sequence-number": 5}, added={"DeadLetterReason": "real"}))
     assert read_map(out.message_annotations) == {"x-opt-enqueued-time": 1, "x-opt-sequence-number": 5}
     assert read_map(out.application_properties) == {"DeadLetterReason": "real"}
 
