@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,18 @@ async def schedule(bus: ServiceBusClient, queue: str = "q") -> None:
         await sender.cancel_scheduled_messages(numbers)
 
 
+async def all_refused(*operations: Awaitable[Any]) -> None:
+    """Opening and closing a link takes the SDK up to a second: they do so at the same time."""
+    outcomes = await asyncio.gather(*operations, return_exceptions=True)
+    assert [type(o) for o in outcomes if not isinstance(o, REFUSED)] == []
+
+
 async def test_each_right_allows_its_own_operations_only(emulator: EmulatorProcess) -> None:
     async with client(emulator, "sender") as bus:
-        await send(bus)
-        await schedule(bus)
-        for forbidden in (receive, peek):
-            with pytest.raises(REFUSED):
-                await forbidden(bus)
+        await asyncio.gather(send(bus), schedule(bus))
+        await all_refused(receive(bus), peek(bus))
     async with client(emulator, "listener") as bus:
-        for forbidden in (send, schedule):
-            with pytest.raises(REFUSED):
-                await forbidden(bus)
+        await all_refused(send(bus), schedule(bus))
         assert len(await peek(bus)) == 1
         assert len(await receive(bus)) == 1
     async with client(emulator, "manager") as bus:
@@ -95,10 +96,8 @@ async def test_each_right_allows_its_own_operations_only(emulator: EmulatorProce
 
 async def test_a_right_on_one_queue_is_none_on_another_nor_tells_which_there_are(emulator: EmulatorProcess) -> None:
     async with client(emulator, "manager") as bus:
-        for queue in ("other", "missing"):
-            for operation in (send, receive, peek, schedule):
-                with pytest.raises(REFUSED):
-                    await operation(bus, queue)
+        operations = (send, receive, peek, schedule)
+        await all_refused(*(operation(bus, queue) for queue in ("other", "missing") for operation in operations))
 
 
 async def test_a_wrong_key_is_refused(emulator: EmulatorProcess) -> None:
