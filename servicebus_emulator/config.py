@@ -1,7 +1,9 @@
 """The queues to create at start: the JSON configuration file of Microsoft's Service Bus emulator, read and checked.
 
 Only reading lives here; what a setting does is in the broker. Durations are ISO 8601 in the file and
-milliseconds everywhere else. A file that asks for something this emulator does not do is refused, not ignored.
+milliseconds everywhere else. A file that asks for something this emulator does not do is refused, not ignored; what
+is about Microsoft's emulator only (`Logging`, the namespace's name) is passed over. What a queue leaves out is what the
+service sets, which is not always what that emulator sets (Config-schema.json: TTL of an hour, 3 deliveries).
 One thing is ours: `AuthorizationRules`, of a namespace or a queue, which hold `Name`, `Rights` and `PrimaryKey`.
 """
 
@@ -38,6 +40,12 @@ class QueueSettings:
     max_size: int = 1024 * MIB  # bytes of all messages together
     status: Status = "Active"
     rules: tuple[Rule, ...] = ()
+    # What follows only describes: it is kept and told, and changes nothing here.
+    user_metadata: str | None = None
+    batched_operations: bool = True
+    partitioning: bool = False
+    express: bool = False
+    delete_on_idle: int | None = None
 
     def to_json(self) -> str:
         """For the store."""
