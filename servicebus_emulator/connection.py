@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._past_channels: set[int] = set()
         self._heard_at = self._loop.time()
         self._outgoing = bytearray()
+        self._held = False
         self._writable = True
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -120,7 +121,25 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._outgoing += data
 
+    def hold(self, seconds: float) -> None:
+        """What is not yet sent leaves that much later, in its order."""
+        if not self._held:
+            self._held = True
+            self._later(seconds, self._let_go)
+
+    def _let_go(self) -> None:
+        self._held = False
+        self._flush()
+
+    def abort(self) -> None:
+        """As if the network had cut it."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
     def _flush(self) -> None:
+        if self._held and not self._closing:
+            return
         if self._outgoing and self._transport is not None and not self._transport.is_closing():
             self._transport.write(bytes(self._outgoing))
         self._outgoing.clear()
@@ -243,6 +262,7 @@ class Connection(asyncio.Protocol):
             begin,
             self._places,
             claims=self._claims,
+            line=self,
             send=lambda performative, payload: self._send(channel, performative, payload),
             is_writable=lambda: self._writable,
             max_frame_size=min(peer_limit, MAX_FRAME_SIZE),

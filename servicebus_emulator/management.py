@@ -11,10 +11,10 @@ from uuid import UUID
 from servicebus_emulator import errors
 from servicebus_emulator.broker import Queue
 from servicebus_emulator.codec import Array, DecodeError, Timestamp, array_of
-from servicebus_emulator.links import render_delivery
 from servicebus_emulator.message import read_arrival, read_properties
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.nodes import Reply, Request, render_reply
+from servicebus_emulator.queue_links import render_delivery
 from servicebus_emulator.record import Disabled, LockLost, NotFound, QueueFull, Refused
 from servicebus_emulator.rights import Right
 
@@ -29,7 +29,7 @@ class Management:
     def __init__(self, live: LiveQueue, max_message_size: int, may: Callable[[Right], bool], *, dead: bool) -> None:
         self._live = live
         self._dead = dead
-        self._max_message_size = max_message_size
+        self._max_message_size = min(live.queue.settings.max_message_size or max_message_size, max_message_size)
         self._may = may
         self._operations: dict[str, Callable[[Mapping[str, Any]], Reply]] = {
             "com.microsoft:renew-lock": self._renew_lock,

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from servicebus_emulator import log
 from servicebus_emulator.broker import Queue
 from servicebus_emulator.config import Config, QueueSettings
+from servicebus_emulator.faults import Faults
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
 from servicebus_emulator.record import Message, NotFound
@@ -154,8 +155,10 @@ class Namespace:
         journal: GroupCommit,
         config: Config,
         clock: Callable[[], int] = wall_clock,
+        faults: Faults | None = None,
     ) -> None:
         self.journal = journal
+        self.faults = faults or Faults()
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -168,7 +171,7 @@ class Namespace:
         self._is_restricted = bool(config.rules) or any(settings.rules for settings in config.queues.values())
         self._last_key = 0
         for stored in store.queues():
-            queue = Queue(stored.key, stored.name, stored.settings, journal)
+            queue = Queue(stored.key, stored.name, stored.settings, journal, self.faults)
             queue.restore(stored.last_sequence, store.messages(stored.key), store.seen(stored.key))
             self._open(queue, stored.created_at, stored.updated_at)
             log.info("queue.opened", queue=stored.name, **queue.counts())
@@ -216,7 +219,7 @@ class Namespace:
     def create(self, name: str, settings: QueueSettings) -> LiveQueue:
         """A new queue; there must be none of that name."""
         now = self._clock()
-        queue = Queue(self._last_key + 1, name, settings, self.journal)
+        queue = Queue(self._last_key + 1, name, settings, self.journal, self.faults)
         self.journal.put_queue(queue.key, name, settings, now, now)
         log.info("queue.created", queue=name)
         return self._open(queue, now, now)

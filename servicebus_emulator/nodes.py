@@ -12,10 +12,12 @@ from servicebus_emulator import errors, log
 from servicebus_emulator.addresses import Address
 from servicebus_emulator.codec import DecodeError, Int, Symbol, decode
 from servicebus_emulator.errors import DeliveryFault
+from servicebus_emulator.faults import Fault, Operation
 from servicebus_emulator.links import Carrier, ReceivingLink, SendingLink
 from servicebus_emulator.message import cut, read_map, value_section, write_message
 from servicebus_emulator.performatives import ACCEPTED_STATE
 from servicebus_emulator.rights import Claims, Unauthorized
+from servicebus_emulator.trouble import REFUSALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,19 @@ class RequestLink(ReceivingLink):
         request = read_request(payload)
         if self._find_reply_link(self._address, request.reply_to) is None:
             raise DeliveryFault(errors.NOT_FOUND, "there is no link to send the reply on")
-        reply = self._node.answer(request)
+        fault = None if self._address.is_cbs else self.session.suffer(Operation.REQUEST, self.handle)
+        if fault in REFUSALS:
+            condition, said = REFUSALS[fault]
+            reply = Reply(503, said, condition=condition)
+        else:
+            reply = self._node.answer(request)
         rendered = self._node.render(request, reply)
         log.debug("node.answered", operation=request.operation, status=reply.status)
 
         def respond() -> None:
+            if fault is Fault.ACK_LOST:
+                self.session.lose_answer(self.handle)
+                return
             link = self._find_reply_link(self._address, request.reply_to)
             if link is not None:
                 link.reply(rendered)  # first, since this is what the client waits for

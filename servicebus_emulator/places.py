@@ -9,11 +9,12 @@ from functools import partial
 from servicebus_emulator import errors
 from servicebus_emulator.addresses import Address, address_of, parse_address
 from servicebus_emulator.errors import LinkFault
-from servicebus_emulator.links import QueueInlet, QueueOutlet, ReceivingLink, SendingLink
+from servicebus_emulator.links import ReceivingLink, SendingLink
 from servicebus_emulator.management import Management
 from servicebus_emulator.namespace import LiveQueue, Namespace
 from servicebus_emulator.nodes import Cbs, Node, ReplyLink, RequestLink
 from servicebus_emulator.performatives import Attach
+from servicebus_emulator.queue_links import QueueInlet, QueueOutlet
 from servicebus_emulator.rights import Claims, Keyring, Right
 from servicebus_emulator.session import Session
 
@@ -28,6 +29,7 @@ class NamespacePlaces:
     def __init__(self, namespace: Namespace, max_message_size: int) -> None:
         self.max_message_size = max_message_size
         self.keyring = Keyring(namespace.rules_of, enforced=namespace.has_rules())
+        self.faults = namespace.faults
         self._namespace = namespace
 
     def is_congested(self) -> bool:

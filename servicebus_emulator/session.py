@@ -6,13 +6,15 @@ does not know: ``Places`` resolves an address into a link.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
 
-from servicebus_emulator import errors, log, performatives
+from servicebus_emulator import errors, log, performatives, trouble
 from servicebus_emulator.addresses import Address, address_of
 from servicebus_emulator.codec import Described, Symbol, ULong
 from servicebus_emulator.errors import ConnectionFault, LinkFault, SessionFault
+from servicebus_emulator.faults import Fault, Faults, Operation
 from servicebus_emulator.frames import split_transfer
 from servicebus_emulator.links import ReceivingLink, SendingLink
 from servicebus_emulator.nodes import ReplyLink
@@ -33,6 +35,7 @@ OUTGOING_WINDOW = 0x7FFFFFFF
 HANDLE_MAX = 1023
 MOST_RESERVED_BYTES = 4 * 1024 * 1024
 RECEIVER = True
+CBS_NODE = "$cbs"
 
 
 class Places(Protocol):
@@ -40,6 +43,7 @@ class Places(Protocol):
 
     max_message_size: int
     keyring: Keyring
+    faults: Faults
 
     def now(self) -> int: ...
     def is_congested(self) -> bool: ...
@@ -56,12 +60,14 @@ class Session:
         places: Places,
         *,
         claims: Claims,
+        line: trouble.Line,
         send: Callable[[Performative, bytes], None],
         is_writable: Callable[[], bool],
         max_frame_size: int,
     ) -> None:
         self._places = places
         self.claims = claims
+        self.line = line
         self._send_frame = send
         self._is_writable = is_writable
         self._max_frame_size = max_frame_size
@@ -79,6 +85,10 @@ class Session:
         self.ended = False
 
     def handle(self, performative: Performative, payload: bytes) -> None:
+        with suppress(trouble.Struck):
+            self._handle(performative, payload)
+
+    def _handle(self, performative: Performative, payload: bytes) -> None:
         match performative:
             case Transfer():
                 self._on_transfer(performative, payload)
@@ -112,21 +122,28 @@ class Session:
             raise SessionFault(errors.HANDLE_IN_USE, f"handle {attach.handle} is in use")
         self._detaching.discard(attach.handle)  # some clients never confirm the detach of a refused link
         link: SendingLink | ReceivingLink
+        mishap: Fault | None = None
         try:
+            if CBS_NODE not in (address_of(attach.source), address_of(attach.target)):
+                mishap = self.suffer(Operation.ATTACH, attach.handle)
             if attach.role is RECEIVER:
                 link = self._places.sending_link(self, attach, address_of(attach.source))
             else:
                 link = self._places.receiving_link(self, attach, address_of(attach.target))
         except LinkFault as fault:
             log.info("link.refused", link=attach.name, condition=fault.condition, description=fault.description)
-            self._reply_to_attach(attach, refused=True)
+            self._reply_to_attach(attach)
             self.detach(attach.handle, fault)
             return
         self._links[attach.handle] = link
-        self._reply_to_attach(attach, refused=False)
+        self._reply_to_attach(attach, link)
         link.start()
+        if mishap is Fault.IDLE_DETACH:
+            trouble.watch_idle(self, attach.handle, link, self._places.faults.seconds(mishap))
 
-    def _reply_to_attach(self, attach: Attach, *, refused: bool) -> None:
+    def _reply_to_attach(self, attach: Attach, link: SendingLink | ReceivingLink | None = None) -> None:
+        """Without a link it is a refusal."""
+        size = link.max_message_size if isinstance(link, ReceivingLink) else self._places.max_message_size
         source, target = attach.source, attach.target
         if source is None or not source.value:
             source = Described(ULong(performatives.SOURCE), [address_of(target)])
@@ -139,11 +156,11 @@ class Session:
                 role=not attach.role,
                 snd_settle_mode=attach.snd_settle_mode,
                 rcv_settle_mode=attach.rcv_settle_mode,
-                source=None if refused else source,
-                target=None if refused else target,
+                source=source if link else None,
+                target=target if link else None,
                 initial_delivery_count=0 if attach.role is RECEIVER else None,
-                max_message_size=self._places.max_message_size,
-                properties={Symbol("com.microsoft:max-message-batch-size"): ULong(self._places.max_message_size)},
+                max_message_size=size,
+                properties={Symbol("com.microsoft:max-message-batch-size"): ULong(size)},
             )
         )
 
@@ -153,6 +170,14 @@ class Session:
         self._detaching.add(handle)
         error = performatives.error(fault.condition, fault.description) if fault is not None else None
         self.send(Detach(handle=handle, closed=True, error=error))
+
+    def suffer(self, operation: Operation, handle: int) -> Fault | None:
+        """What goes wrong with this operation because somebody asked for that. Raises Struck."""
+        return trouble.strike(self._places.faults, self, operation, handle)
+
+    def lose_answer(self, handle: int) -> None:
+        if handle in self._links:
+            trouble.lose_answer(self._places.faults, self, handle)
 
     def check_rights(self) -> None:
         """Ends the links to which the client has no right any more."""
