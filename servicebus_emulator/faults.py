@@ -14,12 +14,16 @@ how long locks live is the broker's.
     duplicate=1%         a message arrives twice, as from a sender who tried again
     all=2%               each of these
     lock-max-age=20s     a lock is gone that long after it was given, renewed or not
+
+Any but the last may be told where to strike (``detach@settle=2%``: attach, send, deliver, settle, request), and may be
+had a number of times for certain instead of now and then (``detach@settle=1x``).
 """
 
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -62,11 +66,22 @@ _STRIKES: Mapping[Fault, frozenset[Operation]] = {
     Fault.DUPLICATE: frozenset({Operation.SEND}),
 }
 _NAMES = frozenset(fault.value for fault in Fault)
+_PLACES = frozenset(operation.value for operation in Operation)
 _SECONDS = {Fault.DELAY: 0.1, Fault.IDLE_DETACH: 1.0}
 """The faults that take a time, and what it is when none is given."""
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(rf"({_NUMBER})(ms|s|m)?")
 _RATE = re.compile(rf"({_NUMBER})%")
+_TIMES = re.compile(r"(\d+)x")
+
+
+@dataclass(slots=True)
+class _Certain:
+    """Strikes whenever it can, so many times."""
+
+    fault: Fault
+    operations: frozenset[Operation]
+    left: int
 
 
 class Faults:
@@ -76,51 +91,56 @@ class Faults:
         self.lock_max_age: int | None = None
         """Milliseconds."""
         self.struck: Counter[str] = Counter()
-        self._rates: dict[Fault, float] = {}
-        self._seconds: dict[Fault, float] = {}
         self.change(asked, seed)
 
     def change(self, asked: Iterable[str], seed: int | None = None) -> None:
         """Ask for others instead, all or none, and begin again with the seed. Counts go on. Raises FaultsError."""
         asked = list(asked)
-        rates: dict[Fault, float] = {}
-        seconds: dict[Fault, float] = {}
+        rates: dict[Operation, dict[Fault, float]] = {operation: {} for operation in Operation}
+        certain: list[_Certain] = []
+        seconds = dict(_SECONDS)
         lock_max_age: int | None = None
         for text in asked:
-            name, equals, value = text.partition("=")
+            what, equals, value = text.partition("=")
             if not equals:
                 raise FaultsError(f"{text!r} is not like detach=2%")
-            if name == LOCK_MAX_AGE:
+            if what == LOCK_MAX_AGE:
                 lock_max_age = max(1, round(_duration(text, value) * 1000))
-            elif name == "all":
-                rates |= dict.fromkeys(Fault, _rate(text, value))
-            elif name in _NAMES:
-                fault = Fault(name)
-                rate, colon, duration = value.partition(":")
-                rates[fault] = _rate(text, rate)
-                if colon and fault not in _SECONDS:
-                    raise FaultsError(f"{text!r}: {name} takes no time")
-                if colon:
-                    seconds[fault] = _duration(text, duration)
-            else:
-                known = ", ".join([*Fault, "all", LOCK_MAX_AGE])
-                raise FaultsError(f"{name!r} is not a fault; there are {known}")
+                continue
+            faults, operations = _read_what(what)
+            often, colon, duration = value.partition(":")
+            if colon and (len(faults) > 1 or faults[0] not in _SECONDS):
+                raise FaultsError(f"{text!r}: {what} takes no time")
+            if colon:
+                seconds[faults[0]] = _duration(text, duration)
+            times = _TIMES.fullmatch(often)
+            for fault in faults:
+                if times is not None:
+                    certain.append(_Certain(fault, operations & _STRIKES[fault], int(times[1])))
+                    continue
+                for operation in operations & _STRIKES[fault]:
+                    rates[operation][fault] = _rate(text, often)
         self.asked = asked
-        self._rates, self._seconds, self.lock_max_age = rates, _SECONDS | seconds, lock_max_age
+        self._rates, self._certain, self._seconds, self.lock_max_age = rates, certain, seconds, lock_max_age
         self.seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311 - not a secret
         self._random = random.Random(self.seed)  # noqa: S311 - must repeat itself
 
     @property
     def are_on(self) -> bool:
-        return bool(self._rates) or self.lock_max_age is not None
+        return bool(self.asked)
 
     def strike(self, operation: Operation) -> Fault | None:
         """Which fault strikes this one operation: each as often as was asked for, and never two."""
-        possible = [(fault, rate) for fault, rate in self._rates.items() if operation in _STRIKES[fault]]
-        if not possible:
+        for certain in self._certain:
+            if certain.left and operation in certain.operations:
+                certain.left -= 1
+                self.struck[certain.fault] += 1
+                return certain.fault
+        rates = self._rates[operation]
+        if not rates:
             return None
-        point = self._random.random() * max(1.0, sum(rate for _, rate in possible))
-        for fault, rate in possible:
+        point = self._random.random() * max(1.0, sum(rates.values()))
+        for fault, rate in rates.items():
             point -= rate
             if point < 0:
                 self.struck[fault] += 1
@@ -134,6 +154,21 @@ class Faults:
     def toss(self) -> bool:
         """Where there are two ways, which."""
         return self._random.random() < 0.5
+
+
+def _read_what(what: str) -> tuple[list[Fault], frozenset[Operation]]:
+    """Which faults, and where they strike."""
+    name, at, place = what.partition("@")
+    if name != "all" and name not in _NAMES:
+        known = ", ".join([*Fault, "all", LOCK_MAX_AGE])
+        raise FaultsError(f"{name!r} is not a fault; there are {known}")
+    if at and place not in _PLACES:
+        raise FaultsError(f"{what!r}: {place!r} is not {', '.join(Operation)}")
+    operations = frozenset({Operation(place)} if at else Operation)
+    faults = [fault for fault in Fault if name in ("all", fault) and _STRIKES[fault] & operations]
+    if not faults:
+        raise FaultsError(f"{what!r}: {name} never strikes there")
+    return faults, operations
 
 
 def _rate(text: str, value: str) -> float:

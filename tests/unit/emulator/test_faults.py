@@ -73,6 +73,21 @@ def test_what_comes_later_overrides_all() -> None:
     assert set(strikes(faults, Operation.SEND, 50)) == {Fault.DETACH}
 
 
+def test_a_fault_strikes_only_where_it_was_told_to() -> None:
+    faults = Faults(["detach@settle=100%", "all@deliver=100%"])
+    assert set(strikes(faults, Operation.SETTLE, 20)) == {Fault.DETACH}
+    assert set(strikes(faults, Operation.SEND, 20)) == {None}
+    assert set(strikes(faults, Operation.DELIVER, 200)) == EXPECTED[Operation.DELIVER]
+
+
+def test_a_fault_for_certain_strikes_so_many_times() -> None:
+    faults = Faults(["server-busy@send=2x", "queue-full=1x"])
+    assert faults.are_on
+    assert strikes(faults, Operation.REQUEST, 2) == [None, None]
+    assert strikes(faults, Operation.SEND, 4) == [Fault.SERVER_BUSY, Fault.SERVER_BUSY, Fault.QUEUE_FULL, None]
+    assert faults.struck == {"server-busy": 2, "queue-full": 1}
+
+
 def test_a_change_is_whole_and_keeps_the_counts() -> None:
     faults = Faults(["detach=100%", "lock-max-age=20s"], seed=1)
     faults.strike(Operation.SEND)
@@ -98,6 +113,10 @@ def test_a_change_is_whole_and_keeps_the_counts() -> None:
         ("delay=2%:", "is not a time like 80ms, 20s or 2m"),
         ("delay=2%:1h", "is not a time"),
         ("lock-max-age=2%", "is not a time"),
+        ("all=2%:1s", "all takes no time"),
+        ("detach@peek=2%", "'peek' is not attach, send, deliver, settle, request"),
+        ("queue-full@settle=2%", "queue-full never strikes there"),
+        ("detach=x", "is not a rate"),
         ("flood=2%", "'flood' is not a fault; there are detach, idle-detach, .*, all, lock-max-age"),
     ],
 )
