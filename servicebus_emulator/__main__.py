@@ -3,17 +3,21 @@
 import argparse
 import asyncio
 import signal
+import ssl
 import sys
 from pathlib import Path
 
 from servicebus_emulator import log
 from servicebus_emulator.config import Config, ConfigError, read_config
 from servicebus_emulator.connection import Connection
+from servicebus_emulator.door import Door, TlsError, is_local, tls_context
 from servicebus_emulator.faults import Faults, FaultsError
+from servicebus_emulator.http import Site
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.namespace import Namespace
 from servicebus_emulator.places import NamespacePlaces
 from servicebus_emulator.store import Store, StoreError
+from servicebus_emulator.web import NoSite
 
 MIB = 1024 * 1024
 
@@ -24,6 +28,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the queues are kept")
     parser.add_argument("--config", type=Path, metavar="FILE", help="queues to create, as JSON")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="TLS: the certificate and its chain, as PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="TLS: the certificate's private key, as PEM")
+    parser.add_argument(
+        "--plain-anywhere", action="store_true", help="serve other machines without TLS too: anyone between reads along"
+    )
     parser.add_argument("--max-message-size", type=int, default=MIB, metavar="BYTES")
     parser.add_argument(
         "--fault",
@@ -37,7 +46,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def serve(options: argparse.Namespace, config: Config, store: Store, faults: Faults) -> int:
+def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """TLS as the options say. Raises TlsError, also where nothing would protect what other machines send."""
+    if (options.cert is None) != (options.key is None):
+        raise TlsError("--cert and --key go together; give both, or neither")
+    if options.cert is not None:
+        return tls_context(options.cert, options.key)
+    try:
+        only_here = is_local(options.host)
+    except OSError as error:
+        raise TlsError(f"--host {options.host} means nothing here: {error.strerror}") from None
+    if not only_here and not options.plain_anywhere:
+        raise TlsError(
+            f"without TLS only this machine is served, and --host {options.host} is not only this machine: "
+            "give --cert and --key, or --plain-anywhere if everybody on the network may read along"
+        )
+    return None
+
+
+async def serve(
+    options: argparse.Namespace, config: Config, store: Store, faults: Faults, tls: ssl.SSLContext | None
+) -> int:
     """Run until told to stop; the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -61,19 +90,21 @@ async def serve(options: argparse.Namespace, config: Config, store: Store, fault
         connections.add(connection)
         return connection
 
-    server = await loop.create_server(connect, options.host, options.port, backlog=512)
-    port = server.sockets[0].getsockname()[1]
+    site: Site = NoSite()
+    door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere)
+    port = await door.open(options.host, options.port)
     sys.stdout.write(f"listening on {options.host}:{port}\n")
     sys.stdout.flush()
-    log.info("emulator.listening", host=options.host, port=port, data=str(options.data))
+    log.info("emulator.listening", host=options.host, port=port, tls=tls is not None, data=str(options.data))
     if faults.are_on:
         log.warning("faults.on", faults=faults.asked, seed=faults.seed)
     await stop.wait()
-    server.close()
+    door.shut()
     namespace.close()
     await journal.drained()  # whoever waits for an acknowledgement still gets it
     for connection in list(connections):
         connection.close()
+    door.clear()
     await journal.close()
     await asyncio.sleep(0)  # let the last frames go out
     if faults.struck:
@@ -86,14 +117,15 @@ def main() -> None:
     options = parse_arguments()
     log.configure(options.log_level)
     try:
+        tls = tls_of(options)
         config = read_config(options.config) if options.config is not None else Config()
         faults = Faults(options.fault, options.seed)
         store = Store(options.data)
-    except (ConfigError, FaultsError, StoreError, OSError) as error:
+    except (TlsError, ConfigError, FaultsError, StoreError, OSError) as error:
         sys.exit(f"servicebus-emulator: {error}")
     sys.setswitchinterval(0.0005)  # the thread that commits must not wait for the one that talks
     try:
-        status = asyncio.run(serve(options, config, store, faults))
+        status = asyncio.run(serve(options, config, store, faults, tls))
     except OSError as error:
         sys.exit(f"servicebus-emulator: cannot listen on {options.host}:{options.port}: {error.strerror}")
     finally:
