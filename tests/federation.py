@@ -2,6 +2,7 @@
 
 It is laid out and run as `silobus up` does it, but with short locks, and nothing is started again unless a test does
 so. Tests speak to it with azure-servicebus itself and read the store's documents; nothing is asked of the processes.
+Whoever may do a thing does it: a message to the orchestrator is sent with the key of the silo that it is from.
 """
 
 from __future__ import annotations
@@ -39,19 +40,20 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from messages import names
 from messages.errors import InvalidWeights, NotFound
+from messages.rights import OPERATOR, Right, principals
 from messages.transport.directory import DirectoryStore
 from messages.weights import parse_layout, read_tensors, write_file
 from orchestrator.cli.folder import (
     Folder,
-    connection_string,
+    keys_of,
     make,
-    new_key,
-    port_and_key,
-    write_connection,
+    write_connections,
+    write_operator,
     write_orchestrator,
     write_queues,
     write_silo,
 )
+from orchestrator.cli.keys import connection_string
 from orchestrator.cli.processes import die_with_parent
 from orchestrator.documents import ExperimentDocument, Presence
 from orchestrator.experiment.state import Collecting, Ended, RoundRecord, State, Tombstone
@@ -110,11 +112,12 @@ class Federation:
         self._top = Path(tempfile.mkdtemp(prefix="silobus-test-"))
         self.folder = Folder(self._top / "fed")
         self.silos = {silo.name: silo for silo in silos}
-        self.connection = connection_string(0, new_key())
+        self.port = 0
+        self.keys = keys_of(self.folder, list(self.silos))
         self._lock, self._heartbeat = lock, heartbeat
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._store = DirectoryStore(self.folder.store)
-        self._client: ServiceBusClient | None = None
+        self._clients: dict[str, ServiceBusClient] = {}
         self._links: dict[tuple[str, str], ServiceBusSender | ServiceBusReceiver] = {}
 
     # --- starting and ending -----------------------------------------------------------------------------------------
@@ -155,12 +158,13 @@ class Federation:
     def lay_out(self) -> None:
         """The folder, as `silobus up` makes it; then locks are made short."""
         make(self.folder)
-        write_queues(self.folder, list(self.silos))
+        write_queues(self.folder, list(self.silos), self.keys)
         queues = json.loads(self.folder.queues.read_text())
         for queue in queues["UserConfig"]["Namespaces"][0]["Queues"]:
             queue["Properties"]["LockDuration"] = f"PT{self._lock:g}S"
         self.folder.queues.write_text(json.dumps(queues))
         write_orchestrator(self.folder, list(self.silos))
+        write_operator(self.folder, list(self.silos))
         for container in names.containers(list(self.silos)):
             (self.folder.store / container).mkdir(parents=True, exist_ok=True)
         for silo in self.silos.values():
@@ -236,10 +240,9 @@ class Federation:
         return marked(f"CONTROL={self.control(silo)}")
 
     def _start_bus(self) -> None:
-        port = port_and_key(self.connection)[0]
         log = self.folder.log("bus")
         before = log.stat().st_size if log.exists() else 0
-        arguments = ("--port", str(port), "--data", str(self.folder.bus), "--config", str(self.folder.queues))
+        arguments = ("--port", str(self.port), "--data", str(self.folder.bus), "--config", str(self.folder.queues))
         process = self._spawn("bus", "servicebus_emulator", *arguments)
 
         def port_told() -> int | None:
@@ -247,10 +250,8 @@ class Federation:
             said = log.read_bytes()[before:].partition(b"listening on ")[2].partition(b"\n")
             return int(said[0].rpartition(b":")[2]) if said[1] else None
 
-        told = self.until(port_told, "the bus does not listen")
-        if port == 0:
-            self.connection = connection_string(told, new_key())
-            write_connection(self.folder, self.connection)
+        self.port = self.until(port_told, "the bus does not listen")
+        write_connections(self.folder, list(self.silos), self.keys, self.port)
 
     def _spawn(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = self.folder.log(name)
@@ -347,7 +348,7 @@ class Federation:
         assert not found, f"dead-lettered instead: {found[0].reason}: {found[0].description}"
 
     def receive(self, queue: str, wait: float = PATIENCE) -> Letter:
-        """Takes the next message of a queue."""
+        """Takes the next message of a queue, as the one it is meant for."""
 
         def take(receiver: ServiceBusReceiver) -> Letter:
             received = receiver.receive_messages(max_message_count=1, max_wait_time=wait)
@@ -355,7 +356,7 @@ class Federation:
             receiver.complete_message(received[0])
             return _letter(queue, received[0])
 
-        return self._with_link("peek", queue, take)
+        return self._with_link("take", queue, take)
 
     def _peek(self, queue: str, how: str) -> list[Letter]:
         def read(receiver: ServiceBusReceiver) -> list[Letter]:
@@ -377,16 +378,29 @@ class Federation:
             return use(self._link(how, queue))
 
     def _link(self, how: str, queue: str) -> ServiceBusSender | ServiceBusReceiver:
-        if self._client is None:
-            self._client = ServiceBusClient.from_connection_string(self.connection)
         if (how, queue) not in self._links:
+            client = self._client(self._who(how, queue))
             kinds: dict[str, Callable[[str], ServiceBusSender | ServiceBusReceiver]] = {
-                "send": self._client.get_queue_sender,
-                "peek": partial(self._client.get_queue_receiver, prefetch_count=0),
-                "dead": partial(self._client.get_queue_receiver, sub_queue=ServiceBusSubQueue.DEAD_LETTER),
+                "send": client.get_queue_sender,
+                "take": partial(client.get_queue_receiver, prefetch_count=0),
+                "peek": partial(client.get_queue_receiver, prefetch_count=0),
+                "dead": partial(client.get_queue_receiver, sub_queue=ServiceBusSubQueue.DEAD_LETTER),
             }
             self._links[how, queue] = kinds[how](queue)
         return self._links[how, queue]
+
+    def _who(self, how: str, queue: str) -> str:
+        """The operator looks; whatever else is done, the first of the others does it that has the right."""
+        if how in ("peek", "dead"):
+            return OPERATOR
+        right = Right.SEND if how == "send" else Right.LISTEN
+        return next(who.name for who in principals(list(self.silos)) if who.may(right, queue))
+
+    def _client(self, name: str) -> ServiceBusClient:
+        if name not in self._clients:
+            connection = connection_string(self.port, name, self.keys[name]).get_secret_value()
+            self._clients[name] = ServiceBusClient.from_connection_string(connection)
+        return self._clients[name]
 
     def _disconnect(self) -> None:
         def close(link: ServiceBusSender | ServiceBusReceiver) -> None:
@@ -396,7 +410,7 @@ class Federation:
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(close, self._links.values()))
         self._links.clear()
-        self._client = None
+        self._clients.clear()
 
     # --- the store ---------------------------------------------------------------------------------------------------
 
@@ -478,9 +492,9 @@ class Federation:
         return found
 
     @property
-    def key(self) -> str:
-        """The secret in the connection string."""
-        return port_and_key(self.connection)[1]
+    def secrets(self) -> list[str]:
+        """Every key."""
+        return [key.get_secret_value() for key in self.keys.values()]
 
     def tails(self, lines: int = 15) -> str:
         """The ends of all logs, for a person whose test has failed."""

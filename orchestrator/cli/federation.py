@@ -1,6 +1,7 @@
-"""Which federation a command speaks to: the one in a folder, or the one that a settings file names.
+"""Which federation a command speaks to, and as whom: the one in a folder, or the one that a settings file names.
 
-Commands reach it through the same ports as everything else; nothing here starts anything (that is `local`).
+Commands are the operator's, but for those that do the orchestrator's work. They reach everything through the same ports
+as everybody else; nothing here starts anything (that is `local`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 
 from messages import names
 from messages.ports import Bus, Store
+from messages.rights import OPERATOR, ORCHESTRATOR
 from messages.settings import load_yaml
 from messages.transport.connect import open_bus, open_store
 from orchestrator.cli.folder import Folder, read_card
@@ -77,8 +79,8 @@ class Federation:
         return queue
 
 
-def settings_file(directory: Path | None, config: Path | None) -> Path:
-    """The settings file of the federation meant."""
+def settings_file(directory: Path | None, config: Path | None, *, role: str = OPERATOR) -> Path:
+    """The settings file of the federation meant. In a folder each role has its own; one named is taken as it is."""
     if config is not None and directory is None:
         return config
     folder = Folder((directory or DEFAULT_FOLDER).absolute())
@@ -87,18 +89,18 @@ def settings_file(directory: Path | None, config: Path | None) -> Path:
             f"There is no federation in {folder.root}. Start one with `silobus up`, name its folder with --dir,\n"
             f"or name a settings file of a federation on Azure with --config."
         )
-    return folder.orchestrator
+    return folder.orchestrator if role == ORCHESTRATOR else folder.operator
 
 
-def settings(directory: Path | None, config: Path | None) -> OrchestratorSettings:
+def settings(directory: Path | None, config: Path | None, *, role: str = OPERATOR) -> OrchestratorSettings:
     """Read and checked."""
-    return load_yaml(settings_file(directory, config), OrchestratorSettings)
+    return load_yaml(settings_file(directory, config, role=role), OrchestratorSettings)
 
 
 @asynccontextmanager
-async def reach(directory: Path | None, config: Path | None) -> AsyncIterator[Federation]:
+async def reach(directory: Path | None, config: Path | None, *, role: str = OPERATOR) -> AsyncIterator[Federation]:
     """The federation meant, for as long as the block runs. Connects at the first use."""
-    federation = Federation(settings(directory, config))
+    federation = Federation(settings(directory, config, role=role))
     try:
         yield federation
     finally:

@@ -1,22 +1,24 @@
-"""A local federation's folder: where everything in it is, and the settings files its processes read.
+"""A local federation's folder: where everything in it is, and the files its processes read: settings, and keys.
 
-Here lives what is written before anything runs (ARCHITECTURE.md, "A local federation's folder"). Starting processes is
-in `local`, the demo's tasks are in `hospitals`.
+Here lives what is written before anything runs (ARCHITECTURE.md, "A local federation's folder"). What a key opens is in
+`keys`; starting processes is in `local`, the demo's tasks are in `hospitals`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import SecretStr
 
 from messages import names
+from messages.rights import AGENT, OPERATOR, ORCHESTRATOR, principals
+from orchestrator.cli.keys import Keys, connection_string, key_in, new_key, rules
 from orchestrator.cli.terminal import Complaint
 
 LOCK_DURATION = "PT30S"
@@ -31,13 +33,14 @@ class Folder:
 
     @property
     def card(self) -> Path:
-        """`federation.json`: connection string, silos, process ids; only its owner may read it."""
+        """`federation.json`: the operator's connection string, silos, process ids; only its owner may read it."""
         return self.root / "federation.json"
 
-    @property
-    def connection(self) -> Path:
-        """`connection`: the connection string alone, which every settings file of the folder names."""
-        return self.root / "connection"
+    def connection(self, role: str, silo: str | None = None) -> Path:
+        """The connection string of one role or silo, which their settings file names; only its owner may read it."""
+        if silo is not None:
+            return self.root / "silos" / silo / "connection"
+        return self.root / ("connection" if role == OPERATOR else f"{role}.connection")
 
     @property
     def bus(self) -> Path:
@@ -45,7 +48,7 @@ class Folder:
 
     @property
     def queues(self) -> Path:
-        """The emulator's configuration."""
+        """The emulator's configuration: queues, and every key with what it may do; only its owner may read it."""
         return self.root / "bus.json"
 
     @property
@@ -55,6 +58,11 @@ class Folder:
     @property
     def orchestrator(self) -> Path:
         return self.root / "orchestrator.yaml"
+
+    @property
+    def operator(self) -> Path:
+        """What the commands read."""
+        return self.root / "operator.yaml"
 
     def silo(self, silo: str) -> Path:
         return self.root / "silos" / silo / "silo.yaml"
@@ -94,9 +102,17 @@ def write_card(folder: Folder, card: Card) -> None:
     _write_private(folder.card, text + "\n")
 
 
-def write_connection(folder: Folder, connection: str) -> None:
-    """Replaces the file in which the folder's processes find the connection string."""
-    _write_private(folder.connection, connection + "\n")
+def keys_of(folder: Folder, silos: Sequence[str]) -> Keys:
+    """Everybody's key: the one that is in their file, so that it stays the same from start to start, or a new one."""
+    return {who.name: key_in(folder.connection(who.role, who.silo), who.name) or new_key() for who in principals(silos)}
+
+
+def write_connections(folder: Folder, silos: Sequence[str], keys: Keys, port: int) -> SecretStr:
+    """Everybody's connection string, in a file of their own. Returns the operator's."""
+    for who in principals(silos):
+        text = connection_string(port, who.name, keys[who.name]).get_secret_value()
+        _write_private(folder.connection(who.role, who.silo), text + "\n")
+    return connection_string(port, OPERATOR, keys[OPERATOR])
 
 
 def read_card(folder: Folder) -> Card | None:
@@ -110,46 +126,39 @@ def read_card(folder: Folder) -> Card | None:
         raise Complaint(f"{folder.card} cannot be read. Remove the folder {folder.root} and start again.") from None
 
 
-def connection_string(port: int, key: str) -> str:
-    """How to reach the emulator on this machine, with any Service Bus SDK."""
-    return (
-        f"Endpoint=sb://127.0.0.1:{port};SharedAccessKeyName=RootManageSharedAccessKey;"
-        f"SharedAccessKey={key};UseDevelopmentEmulator=true"
-    )
-
-
-def new_key() -> str:
-    """A shared access key for one folder."""
-    return secrets.token_hex(16)
-
-
-def port_and_key(text: str) -> tuple[int, str]:
-    """Those in a connection string that `connection_string` made, so that it stays the same from start to start."""
-    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
-    return int(parts["Endpoint"].rpartition(":")[2]), parts["SharedAccessKey"]
-
-
-def write_queues(folder: Folder, silos: Sequence[str]) -> None:
-    """The emulator's configuration, in the official emulator's format."""
+def write_queues(folder: Folder, silos: Sequence[str], keys: Keys) -> None:
+    """The emulator's configuration, in the official emulator's format, with authorization rules."""
+    folder.bus.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.bus.chmod(0o700)  # the emulator keeps its configuration there, keys included
+    everybody = principals(silos)
     properties = {
         "LockDuration": LOCK_DURATION,
         "MaxDeliveryCount": MAX_DELIVERY_COUNT,
         "RequiresDuplicateDetection": False,  # everything is correct without it
     }
-    queues = [{"Name": queue, "Properties": properties} for queue in names.queues(list(silos))]
+    queues = [
+        {"Name": queue, "Properties": properties, "AuthorizationRules": rules(queue, everybody, keys)}
+        for queue in names.queues(list(silos))
+    ]
     config = {"UserConfig": {"Namespaces": [{"Name": "sbemulatorns", "Queues": queues}]}}
-    _write(folder.queues, json.dumps(config, indent=2) + "\n")
+    _write_private(folder.queues, json.dumps(config, indent=2) + "\n")
 
 
 def write_orchestrator(folder: Folder, silos: Sequence[str]) -> None:
     """`orchestrator.yaml`."""
-    _write_yaml(folder.orchestrator, {**_reach(folder), "silos": list(silos), "scratch": str(folder.root / "scratch")})
+    _write_yaml(folder.orchestrator, _federation(folder, ORCHESTRATOR, silos))
+
+
+def write_operator(folder: Folder, silos: Sequence[str]) -> None:
+    """`operator.yaml`: the same federation, with the operator's rights."""
+    _write_yaml(folder.operator, _federation(folder, OPERATOR, silos))
 
 
 def write_silo(folder: Folder, silo: str, policy: Mapping[str, Any]) -> None:
     """A silo's `silo.yaml`: its owner's policy, and where this federation's bus and store are."""
     folder.home(silo).mkdir(parents=True, exist_ok=True)
-    said = {"silo": silo, **_reach(folder), "home": str(folder.home(silo)), "heartbeat": 5, **policy}
+    reach = _reach(folder, folder.connection(AGENT, silo))
+    said = {"silo": silo, **reach, "home": str(folder.home(silo)), "heartbeat": 5, **policy}
     _write_yaml(folder.silo(silo), said)
 
 
@@ -161,8 +170,13 @@ def make(folder: Folder) -> None:
         raise Complaint(f"{folder.root} cannot be made: {error.strerror}. Give another folder with --dir.") from None
 
 
-def _reach(folder: Folder) -> dict[str, Any]:
-    return {"bus": {"connection_string_file": str(folder.connection)}, "store": {"directory": str(folder.store)}}
+def _federation(folder: Folder, role: str, silos: Sequence[str]) -> dict[str, Any]:
+    reach = _reach(folder, folder.connection(role))
+    return {**reach, "silos": list(silos), "scratch": str(folder.root / "scratch")}
+
+
+def _reach(folder: Folder, connection: Path) -> dict[str, Any]:
+    return {"bus": {"connection_string_file": str(connection)}, "store": {"directory": str(folder.store)}}
 
 
 def _write_yaml(path: Path, value: Any) -> None:
@@ -176,7 +190,8 @@ def _write(path: Path, text: str) -> None:
 
 def _write_private(path: Path, text: str) -> None:
     """Replaces a file in one step by one that only its owner may read."""
-    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

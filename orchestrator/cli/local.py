@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from pydantic import SecretStr
+
 from messages import names
 from messages.ports import Store
 from messages.settings import StoreSettings
@@ -23,16 +25,16 @@ from messages.transport.connect import open_store
 from orchestrator.cli.folder import (
     Card,
     Folder,
-    connection_string,
+    keys_of,
     make,
-    new_key,
-    port_and_key,
     read_card,
     write_card,
-    write_connection,
+    write_connections,
+    write_operator,
     write_orchestrator,
     write_queues,
 )
+from orchestrator.cli.keys import port_of
 from orchestrator.cli.processes import Command, Processes
 from orchestrator.cli.terminal import Complaint
 
@@ -47,13 +49,14 @@ class Local:
     """A running local federation."""
 
     def __init__(
-        self, folder: Folder, silos: Sequence[str], processes: Processes, connection: str, store: Store
+        self, folder: Folder, silos: Sequence[str], processes: Processes, connection: SecretStr, store: Store
     ) -> None:
         self.folder = folder
         self.store = store
         self.silos = list(silos)
         self.processes = processes
         self.connection = connection
+        """The operator's."""
 
     async def start_agents(self) -> None:
         """Starts every silo's agent; its `silo.yaml` must be there."""
@@ -90,7 +93,7 @@ class Local:
     def publish(self) -> None:
         """Writes `federation.json`."""
         ids = {"silobus": os.getpid(), **self.processes.ids()}
-        write_card(self.folder, Card(self.connection, tuple(self.silos), ids))
+        write_card(self.folder, Card(self.connection.get_secret_value(), tuple(self.silos), ids))
 
 
 @asynccontextmanager
@@ -101,12 +104,14 @@ async def running(folder: Folder, silos: Sequence[str], notice: Callable[[str], 
         before = read_card(folder)
         store = open_store(StoreSettings(directory=folder.store))
         await _forget_presence(store)
-        write_queues(folder, silos)
+        keys = keys_of(folder, silos)
+        write_queues(folder, silos, keys)
         write_orchestrator(folder, silos)
+        write_operator(folder, silos)
         processes = Processes(notice)
         try:
-            connection = await _start_bus(folder, before, processes)
-            write_connection(folder, connection)
+            port = await _start_bus(folder, before, processes)
+            connection = write_connections(folder, silos, keys, port)
             await processes.start(_orchestrator(folder))
             local = Local(folder, silos, processes, connection, store)
             local.publish()
@@ -125,9 +130,9 @@ async def _stop(processes: Processes) -> None:
     await processes.stop()
 
 
-async def _start_bus(folder: Folder, before: Card | None, processes: Processes) -> str:
-    """The connection string of the emulator, on the port it had before where that is free; it then keeps it."""
-    port, key = (0, new_key()) if before is None else port_and_key(before.connection_string)
+async def _start_bus(folder: Folder, before: Card | None, processes: Processes) -> int:
+    """The port of the emulator: the one it had before where that is free; it then keeps it."""
+    port = 0 if before is None else port_of(before.connection_string)
     if not _is_free(port):
         port = _free_port()
     log = folder.log("bus")
@@ -140,7 +145,7 @@ async def _start_bus(folder: Folder, before: Card | None, processes: Processes) 
         if processes.dead() or asyncio.get_running_loop().time() > deadline:
             raise Complaint(f"The embedded Service Bus did not start. Look into {log}.")
         await asyncio.sleep(GLANCE)
-    return connection_string(port, key)
+    return port
 
 
 def _orchestrator(folder: Folder) -> Command:

@@ -15,6 +15,7 @@ from messages import names
 from messages.codec import json_schema
 from messages.errors import Transient
 from messages.ports import Bus
+from messages.rights import ORCHESTRATOR
 from messages.transport.clock import SystemClock
 from orchestrator.cli.federation import Config, Dir, reach, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say
@@ -27,7 +28,7 @@ PATIENCE = 10.0
 @command
 def orchestrator(directory: Dir = None, config: Config = None) -> None:
     """Runs an orchestrator in the foreground. Any number may run at once."""
-    chosen = settings_file(directory, config)
+    chosen = settings_file(directory, config, role=ORCHESTRATOR)
     arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen)]
     os.execv(sys.executable, arguments)  # noqa: S606  (this process becomes the orchestrator: signals reach it)
 
@@ -37,8 +38,8 @@ async def reconcile(directory: Dir = None, config: Config = None) -> None:
     """Has everything that live experiments wait for sent again, from their state alone."""
     from orchestrator.app import build
 
-    chosen = settings(directory, config)
-    async with reach(directory, config) as federation:
+    chosen = settings(directory, config, role=ORCHESTRATOR)
+    async with reach(directory, config, role=ORCHESTRATOR) as federation:
         await _answers(federation.bus)  # reconciling itself waits for a bus that is away for as long as it takes
         await build(chosen, bus=federation.bus, store=federation.store, clock=SystemClock()).reconcile()
     say("Sent again what every live experiment needs.")

@@ -63,8 +63,8 @@ async def _stay_up(
             write_silo(folder, silo, policy)
         await local.start_agents()
         await local.ready()
-        say(f"Silos: {', '.join(names)}. Everything is in {folder.root}. The queues are at")
-        say(local.connection)
+        say(f"Silos: {', '.join(names)}. Everything is in {folder.root}. For an operator the queues are at")
+        say(local.connection.get_secret_value())
         say("Ready. Ctrl-C stops everything.")
         await asyncio.Event().wait()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from messages import names
+from messages.rights import principals
 from orchestrator.experiment.state import Ended
 from tests.federation import TRAINERS, Federation, Letter, Silo, announcement, everything_in, payload_of, safetensors
 
@@ -154,13 +155,19 @@ def test_messages_waiting_in_the_queue_hold_no_secret(federation: Federation) ->
     assert not [letter for letter in letters if CANARY in f"{letter.body!r} {letter.description}"]
 
 
-def test_the_key_of_the_queue_is_in_its_owners_file_alone(federation: Federation) -> None:
+def test_a_key_is_in_its_owners_file_and_with_the_bus_alone(federation: Federation) -> None:
     """In no message, blob or log, and in no script's environment, which the script has printed."""
     outcome(federation, "key", task="leaky", hyperparameters={"leak": "stdout"})
     printed = (p for p in everything_in(federation.folder.home("north")) if p.name == "output.txt")
     assert federation.files_with("SILOBUS_OUTPUT", printed)
-    assert federation.files_with(federation.key) == [federation.folder.connection]
-    assert federation.folder.connection.stat().st_mode & 0o077 == 0
+    folder = federation.folder
+    for who in principals(list(federation.silos)):
+        own = folder.connection(who.role, who.silo)
+        elsewhere = [file for file in everything_in(folder.root) if not file.is_relative_to(folder.bus)]
+        found = federation.files_with(federation.keys[who.name].get_secret_value(), elsewhere)
+        assert set(found) == {own, folder.queues}
+        assert not [file for file in found if file.stat().st_mode & 0o077]
+    assert folder.bus.stat().st_mode & 0o077 == 0
 
 
 def test_the_dead_letter_of_a_fault_in_the_agent_tells_no_secret(federation: Federation) -> None:

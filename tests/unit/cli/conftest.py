@@ -18,7 +18,7 @@ from messages.transport.directory import DirectoryStore
 from messages.transport.memory_bus import Faults, MemoryBroker, MemoryBus
 from orchestrator import cli
 from orchestrator.cli import federation
-from orchestrator.cli.folder import Card, Folder, connection_string, make, write_card, write_orchestrator
+from orchestrator.cli.folder import Card, Folder, make, write_card, write_operator, write_orchestrator
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import State
 from orchestrator.store import Documents, Loaded
@@ -91,7 +91,8 @@ def silobus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
     folder = Folder(tmp_path / "federation")
     make(folder)
     write_orchestrator(folder, SILOS)
-    write_card(folder, Card(connection_string(1, "key"), SILOS, {}))
+    write_operator(folder, SILOS)
+    write_card(folder, Card("Endpoint=sb://127.0.0.1:1", SILOS, {}))
     made = Federation(folder, MemoryBroker(SystemClock(), names.queues(list(SILOS))))
     opened: Callable[[object], MemoryBus] = lambda settings: MemoryBus(made.broker, faults=made.faults)  # noqa: E731
     monkeypatch.setattr(federation, "open_bus", opened)

@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 
 from messages import names
 from messages.errors import Forbidden, NotFound, Transient
+from messages.settings import BusSettings
+from messages.transport.memory_bus import MemoryBus
 from orchestrator import cli
+from orchestrator.cli import federation
 from tests.unit.cli.conftest import Federation
 from tests.unit.experiment.given import training
 
@@ -29,6 +32,41 @@ def test_the_folder_may_come_from_the_environment(silobus: Federation) -> None:
 
     assert result.exit_code == 0
     assert len(json.loads(result.stdout)) == 8
+
+
+def bus_files(silobus: Federation, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """Which connections a command opens."""
+    opened: list[str] = []
+
+    def open_bus(settings: BusSettings) -> MemoryBus:
+        opened.append(str(settings.connection_string_file))
+        return MemoryBus(silobus.broker)
+
+    monkeypatch.setattr(federation, "open_bus", open_bus)
+    assert silobus(*arguments).exit_code == 0
+    return [Path(name).name for name in opened]
+
+
+@pytest.mark.parametrize("words", [["queues"], ["dead-letters", "list"], ["queues", "peek", "work"], ["cancel", "exp"]])
+def test_commands_are_the_operators(silobus: Federation, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    assert bus_files(silobus, monkeypatch, *words) == ["connection"]
+
+
+def test_reconcile_does_the_orchestrators_work_with_its_rights(
+    silobus: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bus_files(silobus, monkeypatch, "reconcile") == ["orchestrator.connection"]
+
+
+def test_an_orchestrator_in_the_foreground_has_the_orchestrators_rights(
+    silobus: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: started.extend(arguments))
+
+    assert silobus("orchestrator").exit_code == 0
+
+    assert started[-2:] == ["--config", str(silobus.folder.orchestrator)]
 
 
 def test_a_wrong_settings_file_is_said_with_line_and_field(tmp_path: Path) -> None:

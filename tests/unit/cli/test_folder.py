@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from messages.rights import AGENT, OPERATOR, principals
 from messages.settings import load_yaml
 from orchestrator.cli import hospitals
 from orchestrator.cli.folder import (
     Card,
     Folder,
-    connection_string,
-    port_and_key,
+    keys_of,
     read_card,
     write_card,
+    write_connections,
+    write_operator,
     write_orchestrator,
     write_queues,
     write_silo,
 )
+from orchestrator.cli.keys import connection_string, new_key, port_of
 from orchestrator.cli.terminal import Complaint
 from orchestrator.settings import OrchestratorSettings
 from servicebus_emulator.config import read_config
 from silo_agent.code_digest import code_digest
 from silo_agent.settings import SiloSettings
+
+SILOS = ["north", "south"]
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_the_card_comes_back_as_it_was_and_only_its_owner_may_read_it(folder: Folder) -> None:
-    card = Card(connection_string(5673, "key"), ("north", "south"), {"bus": 1})
+    card = Card("Endpoint=sb://127.0.0.1:5673;SharedAccessKey=k", ("north", "south"), {"bus": 1})
     write_card(folder, Card("old", (), {}))
 
     write_card(folder, card)
@@ -48,19 +54,101 @@ def test_a_damaged_card_is_said_with_what_to_do(folder: Folder) -> None:
         read_card(folder)
 
 
-def test_port_and_key_are_found_again_in_a_connection_string() -> None:
-    assert port_and_key(connection_string(5673, "a+/b")) == (5673, "a+/b")
+def test_the_port_is_found_again_in_a_connection_string() -> None:
+    assert port_of(connection_string(5673, "operator", new_key()).get_secret_value()) == 5673
 
 
-def test_the_emulator_reads_its_queues(folder: Folder) -> None:
-    write_queues(folder, ["north"])
+def test_the_emulator_reads_its_queues_and_who_may_do_what(folder: Folder) -> None:
+    keys = keys_of(folder, ["north"])
+    write_queues(folder, ["north"], keys)
 
-    queues = read_config(folder.queues).queues
+    config = read_config(folder.queues)
 
+    queues = config.queues
     assert list(queues) == ["experiments", "work", "to-north", "from-north"]
     assert {q.lock_duration for q in queues.values()} == {30_000}
     assert {q.max_delivery_count for q in queues.values()} == {10}
     assert not any(q.requires_duplicate_detection for q in queues.values())
+    assert config.rules == (), "a key of the namespace would open every queue"
+    for queue, settings in queues.items():
+        given = {(rule.name, rule.keys, frozenset(map(str, rule.rights))) for rule in settings.rules}
+        meant = {
+            (who.name, (keys[who.name].get_secret_value(),), frozenset(map(str, who.queues[queue])))
+            for who in principals(["north"])
+            if queue in who.queues
+        }
+        assert given == meant
+
+
+def test_everybody_has_a_key_of_their_own(folder: Folder) -> None:
+    keys = keys_of(folder, SILOS)
+
+    assert list(keys) == ["orchestrator", "agent-north", "agent-south", "operator"]
+    assert len({key.get_secret_value() for key in keys.values()}) == len(keys)
+    assert not [key for key in keys.values() if key.get_secret_value() in repr(keys)]
+
+
+def test_a_key_stays_the_same_from_start_to_start_and_a_new_silo_gets_a_new_one(folder: Folder) -> None:
+    first = keys_of(folder, ["north"])
+    write_connections(folder, ["north"], first, 5673)
+
+    again = keys_of(folder, SILOS)
+
+    assert {name: again[name] for name in first} == first
+    assert again["agent-south"] not in first.values()
+
+
+def test_a_key_that_was_somebody_elses_is_not_taken_over(folder: Folder) -> None:
+    """A silo's folder that was copied from another's, and a key of an older version, which opened everything."""
+    first = keys_of(folder, SILOS)
+    write_connections(folder, SILOS, first, 5673)
+    shutil.copyfile(folder.connection(AGENT, "north"), folder.connection(AGENT, "south"))
+    root = "Endpoint=sb://127.0.0.1:5673;SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=k;"
+    folder.connection(OPERATOR).write_text(root)
+
+    again = keys_of(folder, SILOS)
+
+    assert again["agent-north"] == first["agent-north"]
+    assert again["agent-south"] not in first.values()
+    assert again[OPERATOR].get_secret_value() != "k"
+
+
+def test_what_holds_keys_is_for_the_owner_of_the_folder_alone(folder: Folder) -> None:
+    folder.bus.mkdir(mode=0o755)
+    folder.queues.touch(mode=0o644)
+    for who in principals(SILOS):
+        file = folder.connection(who.role, who.silo)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o644)
+    keys = keys_of(folder, SILOS)
+
+    write_queues(folder, SILOS, keys)
+    write_connections(folder, SILOS, keys, 5673)
+
+    secrets = [key.get_secret_value() for key in keys.values()]
+    holds = [p for p in folder.root.rglob("*") if p.is_file() and any(key in p.read_text() for key in secrets)]
+    assert len(holds) == 1 + len(keys)
+    assert {p.stat().st_mode & 0o777 for p in holds} == {0o600}
+    assert folder.bus.stat().st_mode & 0o777 == 0o700
+
+
+def test_each_settings_file_names_its_own_connection(folder: Folder) -> None:
+    write_orchestrator(folder, SILOS)
+    write_operator(folder, SILOS)
+    for silo in SILOS:
+        write_silo(folder, silo, {"tasks": {}})
+
+    orchestrator = load_yaml(folder.orchestrator, OrchestratorSettings)
+    operator = load_yaml(folder.operator, OrchestratorSettings)
+    agents = [load_yaml(folder.silo(silo), SiloSettings) for silo in SILOS]
+
+    names = [settings.bus.connection_string_file for settings in (orchestrator, operator, *agents)]
+    assert names == [
+        folder.root / "orchestrator.connection",
+        folder.root / "connection",
+        *(folder.root / "silos" / silo / "connection" for silo in SILOS),
+    ]
+    assert operator.silos == orchestrator.silos
 
 
 def test_the_orchestrator_reads_its_settings(folder: Folder) -> None:
