@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 
 from servicebus_emulator import log
+from servicebus_emulator.administration import Administration
 from servicebus_emulator.config import Config, ConfigError, read_config
 from servicebus_emulator.connection import Connection
 from servicebus_emulator.door import Door, TlsError, is_local, tls_context
 from servicebus_emulator.faults import Faults, FaultsError
-from servicebus_emulator.http import Site
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.namespace import Namespace
 from servicebus_emulator.places import NamespacePlaces
 from servicebus_emulator.store import Store, StoreError
-from servicebus_emulator.web import NoSite
 
 MIB = 1024 * 1024
 
@@ -90,7 +89,7 @@ async def serve(
         connections.add(connection)
         return connection
 
-    site: Site = NoSite()
+    site = Administration(namespace, places.keyring, options.max_message_size)
     door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere)
     port = await door.open(options.host, options.port)
     sys.stdout.write(f"listening on {options.host}:{port}\n")
