@@ -191,10 +191,17 @@ def client_options(
     if websocket or proxy:
         options["transport_type"] = TransportType.AmqpOverWebsocket
     if proxy:
-        options["http_proxy"] = proxy
+        options["http_proxy"] = _proxy_for_the_sdk(proxy)
     if ca_file:
         options["connection_verify"] = ca_file
     return options
+
+
+def _proxy_for_the_sdk(proxy: dict[str, str | int]) -> dict[str, str | int]:
+    """Its asynchronous client makes a URL of host and port without a scheme, and insists on user and password both."""
+    host = str(proxy["proxy_hostname"])
+    made = {**proxy, "proxy_hostname": host if "://" in host else f"http://{host}"}
+    return {"username": "", "password": "", **made} if {"username", "password"} & proxy.keys() else made
 
 
 @contextlib.asynccontextmanager

@@ -187,7 +187,7 @@ async def test_the_way_through_the_network_reaches_the_sdk(tmp_path: Path, monke
     config = bus._client._config
     assert config.transport_type.name == "AmqpOverWebsocket"
     assert config.http_proxy == {
-        "proxy_hostname": "proxy.example",
+        "proxy_hostname": "http://proxy.example",
         "proxy_port": 3128,
         "username": "someone",
         "password": SECRET,
