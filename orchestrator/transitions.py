@@ -5,7 +5,8 @@ The one place where state changes, and the reason why nothing is lost or done on
 - Effects are stored with the state they belong to, in one conditional write, before any of them is carried out.
 - Nothing moves on before they are: whoever comes next (another event, a duplicate, another orchestrator) carries out
   what is pending first. What this process knows to be done is not repeated.
-- A lost race, or a write whose answer was lost, means: load and go again.
+- A lost race means: load and go again. A write whose answer was lost may have succeeded: whoever asked asks again, and
+  then it is a duplicate, before which what is pending is done.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ class Experiments:
             state, effects = await self._known(run, lambda loaded=loaded: move(_state(loaded)))  # type: ignore[misc]
             try:
                 saved = await self._documents.save(experiment, _next(loaded, state, effects), replacing=loaded)
-            except (Conflict, Transient) as error:
-                # Somebody else was faster, or the answer was lost and it was us: the next load tells.
-                if attempt == (_TRIES if isinstance(error, Conflict) else _TRIES // 10):
-                    raise Transient(f"the state of {experiment} could not be written {attempt} times") from error
-                await self._clock.sleep(_wait(attempt, error))
+            except Conflict as conflict:  # somebody else was faster
+                if attempt == _TRIES:
+                    raise Transient(f"the state of {experiment} could not be written {attempt} times") from conflict
+                await self._clock.sleep(_wait(attempt))
                 continue
             await self._perform(experiment, saved)
             _tell(loaded, state)
@@ -159,9 +159,8 @@ def _run_of(event: Event) -> str | None:
             return None
 
 
-def _wait(attempt: int, error: Exception) -> float:
-    longest = min(1.0, 0.01 * 1.5**attempt) if isinstance(error, Conflict) else min(5.0, 0.1 * 2.0**attempt)
-    return random.uniform(0.0, longest)  # noqa: S311  # jitter, not a secret
+def _wait(attempt: int) -> float:
+    return random.uniform(0.0, min(1.0, 0.01 * 1.5**attempt))  # noqa: S311  # jitter, not a secret
 
 
 def _tell(before: Loaded, after: State) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from messages.errors import Duplicate, Poison, Stale
 from messages.experiments import Transfer
-from messages.schemas import DeadlinePassed, GraceOver, Purpose, UpdatePublished
+from messages.schemas import DeadlinePassed, Purpose, UpdatePublished
 from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (
@@ -125,10 +125,8 @@ def deadline_passed(state: Collecting, event: DeadlinePassed, now: datetime) -> 
     return _announce_again(state, now)
 
 
-def grace_over(state: Collecting, event: GraceOver, now: datetime) -> After:
-    """Stragglers have had their time."""
-    if state.grace_until is None or event.announcement != state.announcement:
-        raise Stale(f"no grace of announcement {event.announcement} of round {state.round} is running")
+def grace_over(state: Collecting, now: datetime) -> After:
+    """Stragglers have had their time. A round has one grace at most, and nothing takes back its quorum."""
     return close_round(state, now)
 
 

@@ -135,7 +135,7 @@ def _in_open_round(state: Collecting, event: Sent, now: datetime) -> tuple[State
         case DeadlinePassed():
             return collecting.deadline_passed(state, event, now)
         case GraceOver():
-            return collecting.grace_over(state, event, now)
+            return collecting.grace_over(state, now)
         case _:
             assert_never(event)
 

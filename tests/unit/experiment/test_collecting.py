@@ -208,17 +208,6 @@ def test_the_deadline_of_an_earlier_announcement_is_stale() -> None:
         step(again, deadline(announcement=1), at(200))
 
 
-def test_the_grace_of_an_earlier_announcement_is_stale() -> None:
-    again, _ = after(training(), deadline(announcement=1), update("north"), update("south"))
-    with pytest.raises(Stale):
-        step(again, grace(announcement=1), T0)
-
-
-def test_a_grace_that_never_began_is_stale() -> None:
-    with pytest.raises(Stale):
-        step(training(), grace(), T0)
-
-
 # --- what does not count -----------------------------------------------------------------------------------------
 
 
