@@ -110,8 +110,10 @@ class FaultyStore:
 class FaultyBus:
     """One process's view of the bus."""
 
-    def __init__(self, broker: MemoryBroker, trouble: Trouble) -> None:
-        self._bus, self._trouble = MemoryBus(broker), trouble
+    def __init__(
+        self, broker: MemoryBroker, trouble: Trouble, *, witness: Callable[[str, Outgoing], None] | None = None
+    ) -> None:
+        self._bus, self._trouble, self._witness = MemoryBus(broker), trouble, witness
 
     async def _call(self, operation: str, queue: str, call: Callable[[], Awaitable[T]]) -> T:
         await self._trouble.pass_by()
@@ -121,7 +123,12 @@ class FaultyBus:
         return result
 
     async def send(self, queue: str, message: Outgoing) -> None:
-        await self._call("send", queue, lambda: self._bus.send(queue, message))
+        async def call() -> None:
+            if self._witness is not None:
+                self._witness(queue, message)
+            await self._bus.send(queue, message)
+
+        await self._call("send", queue, call)
 
     async def receive(self, queue: str, *, wait: float) -> Delivery | None:
         return await self._call("receive", queue, lambda: self._bus.receive(queue, wait=wait))

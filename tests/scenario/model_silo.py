@@ -35,7 +35,7 @@ from messages.weights import parse_layout
 
 TASK = "toy"
 CODE = "c" * 64
-Doing = Literal["update", "decline", "fail", "spoil", "ignore"]
+Doing = Literal["update", "decline", "fail", "spoil", "mislabel", "ignore"]
 
 
 class ModelSilo:
@@ -47,6 +47,10 @@ class ModelSilo:
         self.samples = 1
         self.doing: Callable[[RoundAnnounced], Doing] = lambda _: "update"
         self.heard: list[RoundAnnounced | RoundClosed] = []
+        self.said: list[BaseModel] = []
+        """Everything it ever sent."""
+        self.honest: dict[tuple[str, int], UpdatePublished] = {}
+        """What it truly made, by run and round."""
         self._sent = itertools.count(1)
         self._instances = itertools.count(1)
 
@@ -85,6 +89,8 @@ class ModelSilo:
                 )
             case "spoil":
                 await self.send(await self.publish(asked, spoilt=True))
+            case "mislabel":
+                await self.send(await self._mislabelled(asked))
             case "ignore":
                 pass
 
@@ -127,7 +133,14 @@ class ModelSilo:
         )
         if not spoilt:
             await store.create(container, publication, encode(update))
+            self.honest[asked.run, asked.round] = update
         return update
+
+    async def _mislabelled(self, asked: RoundAnnounced) -> UpdatePublished:
+        """Its update, as if it had another layout than it has."""
+        update = await self.publish(asked)
+        payloads = {name: p.model_copy(update={"layout": "0" * 64}) for name, p in update.payloads.items()}
+        return update.model_copy(update={"payloads": payloads})
 
     async def _train(self, asked: RoundAnnounced) -> np.ndarray[Any, np.dtype[np.float32]]:
         if asked.purpose is Purpose.INITIALISE:
@@ -153,6 +166,7 @@ class ModelSilo:
 
     async def send(self, message: BaseModel) -> None:
         """Sends to the orchestrator."""
+        self.said.append(message)
         subject = str(type(message).model_fields["kind"].default)
         outgoing = Outgoing(body=encode(message), message_id=f"{self.name}-{next(self._sent)}", subject=subject)
         await self.bus.send(names.from_silo(self.name), outgoing)

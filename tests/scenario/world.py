@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from messages.schemas import Head
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from messages.transport.memory_store import MemoryStore
 from orchestrator.blobs import Weights
-from orchestrator.documents import ExperimentDocument
+from orchestrator.documents import ExperimentDocument, Presence
 from orchestrator.experiment.state import Ended, RoundRecord, State
 from orchestrator.outbox import Performer
 from orchestrator.presence import Attendance
@@ -53,12 +54,29 @@ class Inline(ThreadPoolExecutor):
         return future
 
 
+class InOrder(set[Any]):
+    """A set that is gone through in the order in which its members were added, wherever they are in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._members: dict[Any, None] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._members))
+
+    def add(self, member: Any) -> None:
+        self._members[member] = None
+
+    def discard(self, member: Any) -> None:
+        self._members.pop(member, None)
+
+
 class Process:
     """One running orchestrator."""
 
     def __init__(self, world: World, trouble: Trouble) -> None:
         self.trouble = trouble
-        bus = FaultyBus(world.broker, trouble)
+        bus = FaultyBus(world.broker, trouble, witness=world.witness)
         store = FaultyStore(world.store, trouble)
         documents = Documents(store)
         self.experiments = Experiments(documents, Performer(bus, documents), world.clock)
@@ -112,7 +130,7 @@ class World:
         self.clock = VirtualClock()
         self.enrolled = tuple(enrolled or silos)
         self.options = options or QueueOptions(lock_duration=60)
-        self.broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
+        self.broker = self._made()
         self.bus = MemoryBus(self.broker)
         self.store = Watched(self.clock)
         in_memory = Path("/dev/shm")
@@ -123,6 +141,8 @@ class World:
             for name, constant in silos.items()
         }
         self.processes: list[Process] = []
+        self.witness: Callable[[str, Outgoing], None] = lambda queue, message: None
+        """Called whenever an orchestrator sends something, at the moment it is sent."""
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -152,10 +172,17 @@ class World:
 
     def lose_queues(self) -> None:
         """Empty queues, as if the namespace had been made anew. For orchestrators started from now on."""
-        self.broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
+        self.broker = self._made()
         self.bus = MemoryBus(self.broker)
         for silo in self.silos.values():
             silo.bus = self.bus
+
+    def _made(self) -> MemoryBroker:
+        """A broker that wakes those who wait in the order in which they came: a scenario is the same each time."""
+        broker = MemoryBroker(self.clock, names.queues(list(self.enrolled)), options=self.options)
+        for queue in broker._queues.values():
+            queue.waiters = InOrder()
+        return broker
 
     def live_silos(self, *silos: str) -> None:
         """Lets these silos (all, if none are named) answer by themselves from now on."""
@@ -223,13 +250,16 @@ class World:
 
 
 class Watched(MemoryStore):
-    """The store, with every version of every state and head that was ever written, and when."""
+    """The store, with every version of every state, head and presence that was ever written, and when."""
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
         self._clock = clock
         self.history: list[tuple[datetime, ExperimentDocument]] = []
         self.heads: list[Head] = []
+        self.presences: list[Presence] = []
+        self.written: Counter[str] = Counter()
+        """How often each document in `state` was written."""
 
     @property
     def blobs(self) -> dict[tuple[str, str], Any]:
@@ -245,4 +275,12 @@ class Watched(MemoryStore):
             self.history.append((self._clock.now(), ExperimentDocument.model_validate_json(data)))
         if name.endswith("/head.json"):
             self.heads.append(Head.model_validate_json(data))
+        if name.startswith("presence/"):
+            self.presences.append(Presence.model_validate_json(data))
+        if container == names.STATE:
+            self.written[name] += 1
         return etag
+
+    def replace(self, container: str, name: str, data: bytes) -> None:
+        """Overwrites a blob, which nobody may."""
+        self._put(container, name, data)
