@@ -113,6 +113,8 @@ class Federation:
         self.folder = Folder(self._top / "fed")
         self.silos = {silo.name: silo for silo in silos}
         self.port = 0
+        self.faults: tuple[str, ...] = ()
+        """What the bus is asked to go wrong with, from its next start on."""
         self.keys = keys_of(self.folder, list(self.silos))
         self._lock, self._heartbeat = lock, heartbeat
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -243,7 +245,8 @@ class Federation:
         log = self.folder.log("bus")
         before = log.stat().st_size if log.exists() else 0
         arguments = ("--port", str(self.port), "--data", str(self.folder.bus), "--config", str(self.folder.queues))
-        process = self._spawn("bus", "servicebus_emulator", *arguments)
+        asked = (option for fault in self.faults for option in ("--fault", fault))
+        process = self._spawn("bus", "servicebus_emulator", *arguments, "--seed", "1", *asked)
 
         def port_told() -> int | None:
             assert process.poll() is None, "the bus did not start"
