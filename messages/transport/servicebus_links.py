@@ -20,7 +20,12 @@ from typing import Any, Final, Generic, Protocol, TypeVar, final
 
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
-from azure.servicebus.exceptions import MessageAlreadySettled, MessageLockLostError
+from azure.servicebus.exceptions import (
+    MessageAlreadySettled,
+    MessageLockLostError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+)
 
 T = TypeVar("T")
 
@@ -28,6 +33,14 @@ OPERATION_TIMEOUT: Final = 30.0
 """Seconds for one operation, opening the link included."""
 CLOSE_TIMEOUT: Final = 5.0
 _LINK_SURVIVES: Final = (MessageLockLostError, MessageAlreadySettled)
+_NO_RIGHTS: Final = (ServiceBusAuthorizationError, ServiceBusAuthenticationError)
+
+
+class RightsEnded(Exception):
+    """The broker let us in and then ended it for want of rights: a token expired.
+
+    Whether the rights are gone for good shows when the link is opened again, with a new token.
+    """
 
 
 class _Closable(Protocol):
@@ -65,8 +78,9 @@ class _Link(Generic[S]):
 
     async def _perform(self, operation: Callable[[S], Awaitable[T]]) -> T:
         async with self._turn, asyncio.timeout(OPERATION_TIMEOUT):
+            sdk = await self._opened()
             with self._discarding_on_failure():
-                return await operation(await self._opened())
+                return await operation(sdk)
 
     async def _opened(self) -> S:
         if self._closed:
@@ -92,10 +106,12 @@ class _Link(Generic[S]):
             yield
         except _LINK_SURVIVES:
             raise
-        except BaseException:
+        except BaseException as error:
             if self._sdk is not None:
                 self._start(_close(self._sdk))
             self._sdk = None
+            if isinstance(error, _NO_RIGHTS):
+                raise RightsEnded from None
             raise
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -149,9 +165,8 @@ class ReceiverLink(_Link[ServiceBusReceiver]):
             if self._kept:
                 return self._kept.pop(0)
             async with self._turn:
-                with self._discarding_on_failure():
-                    async with asyncio.timeout(OPERATION_TIMEOUT):
-                        sdk = await self._opened()
+                async with asyncio.timeout(OPERATION_TIMEOUT):
+                    sdk = await self._opened()
                 if deadline is None:  # opening does not count as waiting
                     deadline = time.monotonic() + wait
                 left = deadline - time.monotonic()

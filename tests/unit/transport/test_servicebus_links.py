@@ -6,9 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from azure.servicebus.exceptions import MessageLockLostError, ServiceBusConnectionError
+from azure.servicebus.exceptions import (
+    MessageLockLostError,
+    ServiceBusAuthorizationError,
+    ServiceBusConnectionError,
+)
 
-from messages.transport.servicebus_links import SenderLink
+from messages.transport.servicebus_links import RightsEnded, SenderLink
 
 
 class Sdk:
@@ -16,12 +20,16 @@ class Sdk:
 
     made: list[Sdk]
 
+    refusal: Exception | None = None
+
     def __init__(self) -> None:
         self.busy = self.closed = False
         self.sent: list[Any] = []
         self.error: Exception | None = None
 
     async def __aenter__(self) -> Sdk:
+        if self.refusal is not None:
+            raise self.refusal
         return self
 
     async def send_messages(self, message: Any) -> None:
@@ -91,6 +99,26 @@ async def test_a_lost_lock_is_no_fault_of_the_link(link: SenderLink, made: list[
     made[0].error = None
     await link.send(message)
     assert len(made) == 1
+    await link.close()
+
+
+async def test_rights_that_end_are_not_rights_that_were_never_there(
+    link: SenderLink, made: list[Sdk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message: Any = "m"
+    await link.send(message)
+    made[0].error = ServiceBusAuthorizationError()
+    with pytest.raises(RightsEnded):
+        await link.send(message)
+    await link.send(message)
+    assert [sdk.closed for sdk in made] == [True, False]
+    made[1].error = ServiceBusAuthorizationError()
+    with pytest.raises(RightsEnded):
+        await link.send(message)
+    monkeypatch.setattr(Sdk, "refusal", ServiceBusAuthorizationError())
+    for _ in range(2):
+        with pytest.raises(ServiceBusAuthorizationError):
+            await link.send(message)
     await link.close()
 
 

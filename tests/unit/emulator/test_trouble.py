@@ -1,0 +1,168 @@
+"""What faults look like frame by frame; which strikes when is tried with `faults`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from servicebus_emulator.performatives import ACCEPTED_STATE, Attach, Detach, Disposition, Transfer, outcome_code
+from tests.unit.emulator.wire_peer import Bench, Peer, bench, flow
+
+REJECTED = 0x25
+FORCED, EXPIRED = "amqp:link:detach-forced", "amqp:unauthorized-access"
+
+
+@pytest_asyncio.fixture
+async def made(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with bench(tmp_path) as running:
+        yield running
+
+
+def condition(detached: Detach) -> str:
+    assert detached.error is not None
+    return str(detached.error.value[0])
+
+
+async def sender(made: Bench) -> Peer:
+    peer = await made.peer()
+    await peer.attach_sender()
+    return peer
+
+
+async def holder(made: Bench) -> Peer:
+    """Has one message, delivery 0."""
+    await (await sender(made)).send("a")
+    peer = await made.peer()
+    await peer.attach_receiver()
+    await peer.credit(1)
+    assert len(peer.take(Transfer)) == 1
+    return peer
+
+
+@pytest.mark.parametrize(("fault", "why"), [("detach", FORCED), ("token-expired", EXPIRED)])
+async def test_a_link_that_is_detached_has_not_taken_the_message(made: Bench, fault: str, why: str) -> None:
+    peer = await sender(made)
+    made.namespace.faults.change([f"{fault}@send=1x"])
+    await peer.send("a")
+    assert [condition(detached) for detached in peer.take(Detach)] == [why]
+    assert peer.take(Disposition) == []
+    assert made.texts() == []
+
+
+@pytest.mark.parametrize(("fault", "why"), [("detach", FORCED), ("token-expired", EXPIRED)])
+async def test_a_message_whose_link_is_detached_before_it_left_is_free(made: Bench, fault: str, why: str) -> None:
+    await (await sender(made)).send("a")
+    peer = await made.peer()
+    await peer.attach_receiver()
+    made.namespace.faults.change([f"{fault}@deliver=1x"])
+    await peer.credit(1)
+    assert [condition(detached) for detached in peer.take(Detach)] == [why]
+    assert peer.take(Transfer) == []
+    assert (made.texts(), made.locked()) == (["a"], [])
+
+
+@pytest.mark.parametrize("fault", ["detach", "token-expired", "drop-connection"])
+async def test_what_was_to_be_settled_stays_locked_when_it_is_struck(made: Bench, fault: str) -> None:
+    peer = await holder(made)
+    made.namespace.faults.change([f"{fault}@settle=1x"])
+    await peer.say(Disposition(role=True, first=0, settled=False, state=ACCEPTED_STATE))
+    assert peer.take(Disposition) == []
+    assert made.locked() == ["a"]
+
+
+async def test_a_busy_server_refuses_to_settle_and_the_lock_stays(made: Bench) -> None:
+    peer = await holder(made)
+    made.namespace.faults.change(["server-busy@settle=1x"])
+    await peer.say(Disposition(role=True, first=0, settled=False, state=ACCEPTED_STATE))
+    (refused,) = peer.take(Disposition)
+    assert refused.state is not None
+    assert (outcome_code(refused.state), refused.state.value[0].value[0]) == (REJECTED, "com.microsoft:server-busy")
+    assert made.locked() == ["a"]
+
+
+async def test_a_range_that_is_struck_in_the_middle_ends_there(made: Bench) -> None:
+    first = await sender(made)
+    for number in range(3):
+        await first.send("abc"[number], delivery_id=number)
+    peer = await made.peer()
+    await peer.attach_receiver()
+    await peer.credit(3)
+    made.namespace.faults.change(["server-busy@settle=1x", "detach@settle=1x"])
+    await peer.say(Disposition(role=True, first=0, last=2, settled=False, state=ACCEPTED_STATE))
+    assert len(peer.take(Disposition)) == 1
+    assert made.locked() == ["a", "b", "c"]
+    assert not peer.wire.closed
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("detach", FORCED), ("token-expired", EXPIRED), ("server-busy", "com.microsoft:server-busy")],
+)
+async def test_an_attach_is_refused(made: Bench, fault: str, why: str) -> None:
+    peer = await made.peer()
+    made.namespace.faults.change([f"{fault}@attach=1x"])
+    await peer.attach_sender()
+    (attached,) = peer.take(Attach)
+    assert attached.target is None
+    assert [condition(detached) for detached in peer.take(Detach)] == [why]
+
+
+async def test_cbs_is_spared(made: Bench) -> None:
+    made.namespace.faults.change(["all=100%"])
+    peer = await made.peer()
+    await peer.attach_receiver(0, "$cbs")
+    await peer.attach_sender(1, "$cbs")
+    assert len(peer.take(Attach)) == 2
+    assert peer.take(Detach) == []
+    assert not made.namespace.faults.struck
+
+
+async def test_a_dropped_connection_says_nothing_more(made: Bench) -> None:
+    peer = await sender(made)
+    made.namespace.faults.change(["drop-connection@send=1x"])
+    peer.heard.clear()
+    await peer.send("a")
+    assert peer.wire.closed
+    assert peer.heard == []
+    assert made.texts() == []
+
+
+async def test_what_is_delayed_keeps_its_order_and_is_not_held_for_ever(made: Bench) -> None:
+    peer = await sender(made)
+    made.namespace.faults.change(["delay@send=100%:0.2s"])
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for number in range(3):
+        await peer.send("abc"[number], delivery_id=number)
+        assert peer.take(Disposition) == []
+        await asyncio.sleep(0.05)
+    assert made.texts() == ["a", "b", "c"]
+    peer.wire.wrote.clear()
+    await asyncio.wait_for(peer.wire.wrote.wait(), 5)
+    assert 0.19 < loop.time() - began < 0.4
+    await peer.listen()
+    assert [disposition.first for disposition in peer.take(Disposition)] == [0, 1, 2]
+
+
+async def test_an_idle_link_is_detached_with_the_reason(made: Bench) -> None:
+    made.namespace.faults.change(["idle-detach=1x:0.1s"])
+    peer = await sender(made)
+    peer.connection.data_received(b"")
+    for number in range(4):
+        await peer.send("x", delivery_id=number)
+        await asyncio.sleep(0.06)
+    assert peer.take(Detach) == []
+    await asyncio.sleep(0.25)
+    await peer.listen()
+    (detached,) = peer.take(Detach)
+    assert detached.error is not None
+    assert detached.error.value[0] == FORCED
+    assert "IdleTimerExpired" in detached.error.value[1]
+
+
+async def test_without_faults_nothing_is_struck(made: Bench) -> None:
+    peer = await holder(made)
+    await peer.say(Disposition(role=True, first=0, settled=False, state=ACCEPTED_STATE), flow())
+    assert made.texts() == []
