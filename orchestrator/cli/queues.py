@@ -1,4 +1,7 @@
-"""`silobus queues`: what is in the queues, by peeking: nothing is locked, moved or counted as a delivery."""
+"""`silobus queues`: what is in the queues; looking locks nothing, moves nothing and counts as no delivery.
+
+Service Bus counts its messages itself, for whoever has the right Manage. Without it they are counted by peeking.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,28 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from messages import names
 from messages.errors import NotFound
 from messages.ports import Bus, Delivery
-from orchestrator.cli.federation import Config, Dir, reach
-from orchestrator.cli.terminal import Json, command, console, say, say_json, table
+from orchestrator.cli.federation import Config, Dir, reach, settings
+from orchestrator.cli.terminal import Json, command, console, say, say_json, table, warn
+
+if TYPE_CHECKING:
+    from messages.settings import BusSettings
+    from messages.transport.administration import Counts
 
 PAGE = 100
 MOST = 10_000
-"""Messages of one queue that are counted; beyond that the count says so."""
+"""Messages of one queue that are counted by peeking; beyond that the count says so."""
 AT_ONCE = 8
+BY_PEEKING = (
+    f"Counted by peeking, up to {MOST} of each: the bus does not tell its own counts here. "
+    "It tells them to an identity with the right Manage."
+)
 LONGEST = 10_000
 """Characters of a body that is no JSON that scripts are shown."""
 DEEPEST = 100
@@ -41,9 +52,33 @@ async def walk(bus: Bus, queue: str, *, most: int = MOST, start: int = 0) -> Asy
         start = max(delivery.sequence_number for delivery in page) + 1
 
 
+async def ask(bus: BusSettings) -> dict[str, Counts] | None:
+    """What Service Bus itself says; None where it does not."""
+    from messages.transport.administration import counts
+
+    return await counts(bus)
+
+
+async def look_up(bus: Bus, queue: str, told: Counts | None) -> dict[str, Any]:
+    """What was told of a queue, and how old its first active message is, which only looking shows."""
+    if told is None:
+        return _missing(queue) | {"counted_by": "administration"}
+    row: dict[str, Any] = {"queue": queue, "active": told.active, "scheduled": told.scheduled}
+    row |= {"dead_lettered": told.dead_lettered, "oldest_active": None, "counted_by": "administration"}
+    try:
+        async for delivery in walk(bus, queue, most=PAGE if told.active else 0):
+            if delivery.scheduled_at is None:
+                row["oldest_active"] = delivery.enqueued_at
+                break
+    except NotFound:
+        return _missing(queue) | {"counted_by": "administration"}
+    return row
+
+
 async def count(bus: Bus, queue: str) -> dict[str, Any]:
     """How many messages a queue has: active (locked ones too), scheduled, dead-lettered."""
     row: dict[str, Any] = {"queue": queue, "active": 0, "scheduled": 0, "dead_lettered": 0, "oldest_active": None}
+    row["counted_by"] = "peeking"
     try:
         async for delivery in walk(bus, queue):
             if delivery.scheduled_at is not None:
@@ -54,8 +89,12 @@ async def count(bus: Bus, queue: str) -> dict[str, Any]:
         async for _ in walk(bus, names.dead_letters_of(queue)):
             row["dead_lettered"] += 1
     except NotFound:
-        return {"queue": queue, "missing": True, **dict.fromkeys(("active", "scheduled", "dead_lettered"), 0)}
+        return _missing(queue) | {"counted_by": "peeking"}
     return row
+
+
+def _missing(queue: str) -> dict[str, Any]:
+    return {"queue": queue, "missing": True, **dict.fromkeys(("active", "scheduled", "dead_lettered"), 0)}
 
 
 def in_full(delivery: Delivery) -> dict[str, Any]:
@@ -84,19 +123,23 @@ async def queues(context: typer.Context, directory: Dir = None, config: Config =
         return
     async with reach(directory, config) as federation:
         limit = asyncio.Semaphore(AT_ONCE)
+        told = await ask(settings(directory, config).bus)
 
         async def counted(queue: str) -> dict[str, Any]:
             async with limit:
-                return await count(federation.bus, queue)
+                if told is None:
+                    return await count(federation.bus, queue)
+                return await look_up(federation.bus, queue, told.get(queue.lower()))
 
         rows = await asyncio.gather(*(counted(queue) for queue in federation.queues()))
     if as_json:
         say_json(list(rows))
         return
+    if told is None:
+        warn(BY_PEEKING)
     columns = ("queue", "active", "scheduled", "dead letters", "oldest")
     cells = [
-        (r["queue"], *(("missing", "", "", "") if r.get("missing") else (*map(_many, _counts(r)), r["oldest_active"])))
-        for r in rows
+        (r["queue"], *(("missing", "", "", "") if r.get("missing") else (*_shown(r), r["oldest_active"]))) for r in rows
     ]
     console().print(table(columns, cells, numbers=columns[1:4]))
 
@@ -161,9 +204,8 @@ def _is_deeper_than(levels: int, value: Any) -> bool:
     return bool(row)
 
 
-def _counts(row: dict[str, Any]) -> tuple[int, int, int]:
-    return row["active"], row["scheduled"], row["dead_lettered"]
-
-
-def _many(number: int) -> str:
-    return f"{number}+" if number >= MOST else str(number)
+def _shown(row: dict[str, Any]) -> list[str]:
+    """The counts; where peeking stopped, that they go on."""
+    stops = row["counted_by"] == "peeking"
+    counts = (row["active"], row["scheduled"], row["dead_lettered"])
+    return [f"{number}+" if stops and number >= MOST else str(number) for number in counts]

@@ -13,11 +13,12 @@ from typer.testing import CliRunner, Result
 
 from messages import names
 from messages.ports import Outgoing
+from messages.transport.administration import Counts
 from messages.transport.clock import SystemClock
 from messages.transport.directory import DirectoryStore
 from messages.transport.memory_bus import Faults, MemoryBroker, MemoryBus
 from orchestrator import cli
-from orchestrator.cli import federation
+from orchestrator.cli import federation, queues
 from orchestrator.cli.folder import Card, Folder, make, write_card, write_operator, write_orchestrator
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import State
@@ -34,6 +35,8 @@ class Federation:
     folder: Folder
     broker: MemoryBroker
     faults: Faults | None = None
+    told: dict[str, Counts] | None = None
+    """What the bus itself says of its queues, where it does."""
 
     def __call__(self, *arguments: object, stdin: str | None = None) -> Result:
         """`silobus ARGUMENTS`. What is not an expected error of the command is raised here."""
@@ -96,4 +99,9 @@ def silobus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
     made = Federation(folder, MemoryBroker(SystemClock(), names.queues(list(SILOS))))
     opened: Callable[[object], MemoryBus] = lambda settings: MemoryBus(made.broker, faults=made.faults)  # noqa: E731
     monkeypatch.setattr(federation, "open_bus", opened)
+
+    async def ask(settings: object) -> dict[str, Counts] | None:
+        return made.told
+
+    monkeypatch.setattr(queues, "ask", ask)
     return made

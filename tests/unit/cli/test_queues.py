@@ -1,4 +1,4 @@
-"""`silobus queues` counts by peeking: what it looks at stays where it is."""
+"""`silobus queues` asks the bus, or counts by peeking: what it looks at stays where it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from messages import names
+from messages.transport.administration import Counts
 from orchestrator.cli.queues import LONGEST, PAGE
 from tests.unit.cli.conftest import SILOS, Federation
 
@@ -48,6 +49,45 @@ def test_the_table_has_a_row_for_each_queue(silobus: Federation) -> None:
 
     assert result.exit_code == 0
     assert all(queue in result.stdout for queue in names.queues(list(SILOS)))
+
+
+def test_what_the_bus_says_of_itself_is_shown_and_only_the_oldest_is_looked_at(silobus: Federation) -> None:
+    silobus.told = {queue: Counts(0, 0, 0) for queue in names.queues(list(SILOS)) if queue != "to-east"}
+    silobus.told["work"] = Counts(active=123_456, scheduled=7, dead_lettered=89)
+    silobus.send("work", "{}", "later", scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    silobus.send("work", "{}", "a")
+    [_, first] = silobus.broker.peek("work", 10, 0)
+
+    result = silobus("queues", "--json")
+    rows = {row["queue"]: row for row in json.loads(result.stdout)}
+
+    assert list(rows) == names.queues(list(SILOS))
+    assert rows["work"] == {
+        "queue": "work",
+        "active": 123_456,
+        "scheduled": 7,
+        "dead_lettered": 89,
+        "oldest_active": first.enqueued_at.isoformat(),
+        "counted_by": "administration",
+    }
+    assert rows["to-east"]["missing"] is True
+    assert rows["experiments"]["oldest_active"] is None
+    assert {row["counted_by"] for row in rows.values()} == {"administration"}
+    table = silobus("queues")
+    assert "123456" in table.stdout
+    assert "123456+" not in table.stdout, "nothing stopped at a limit"
+    assert table.stderr == ""
+
+
+def test_without_it_peeking_is_said_once_and_only_to_people(silobus: Federation) -> None:
+    rows = json.loads(silobus("queues", "--json").stdout)
+    assert {row["counted_by"] for row in rows} == {"peeking"}
+    assert silobus("queues", "--json").stderr == ""
+
+    said = silobus("queues").stderr
+
+    assert said.count("Counted by peeking") == 1
+    assert "Manage" in said
 
 
 def test_peek_shows_bodies_in_order_from_a_sequence_number(silobus: Federation) -> None:
