@@ -52,21 +52,28 @@ _ATTRIBUTES = {
 
 
 def cut(payload: bytes) -> Sections:
-    """The sections in their order (3.2); anything else is a decode error."""
+    """The sections in their order (3.2); anything else is a decode error.
+
+    Except that delivery annotations may come last, after everything else: so the Azure SDK for Python sends them.
+    """
     found: dict[str, bytes] = {}
+    body = b""
     position = 0
     previous = 0
     while position < len(payload):
         code, value = _section(payload, position)
         if code >= DATA:
-            _check_body(payload, position)
-            break
-        if code <= previous:
+            end = _end_of_body(payload, position)
+            body = payload[position:end]
+            position, previous = end, FOOTER
+            continue
+        end = skip(payload, value)
+        last_of_all = code == DELIVERY_ANNOTATIONS and "delivery_annotations" not in found and end == len(payload)
+        if code <= previous and not last_of_all:
             raise DecodeError("message sections out of order")
-        position = skip(payload, value)
-        found[_ATTRIBUTES[code]] = payload[value:position]
-        previous = code
-    return Sections(body=payload[position:], **found)
+        found[_ATTRIBUTES[code]] = payload[value:end]
+        position, previous = end, code
+    return Sections(body=body, **found)
 
 
 def _section(payload: bytes, position: int) -> tuple[int, int]:
@@ -79,14 +86,18 @@ def _section(payload: bytes, position: int) -> tuple[int, int]:
     return int(descriptor), value
 
 
-def _check_body(payload: bytes, position: int) -> None:
+def _end_of_body(payload: bytes, position: int) -> int:
+    """Where the body and its footer end, which is where the payload ends, or another section begins."""
     first: int | None = None
     while position < len(payload):
         code, value = _section(payload, position)
-        if code < DATA or (first is not None and code not in (first, FOOTER)):
+        if code < DATA:
+            break
+        if first is not None and code not in (first, FOOTER):
             raise DecodeError("message sections out of order")
         first = code if first is None else first
         position = skip(payload, value)
+    return position
 
 
 def data_sections(body: bytes) -> list[bytes]:

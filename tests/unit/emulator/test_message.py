@@ -17,10 +17,11 @@ from servicebus_emulator.codec import (
     UByte,
     UInt,
     ULong,
+    array_of,
     decode,
     encode,
 )
-from servicebus_emulator.message import cut, data_sections, read_arrival, read_map, render
+from servicebus_emulator.message import cut, data_sections, read_arrival, read_map, read_properties, render
 
 TOKEN = UUID("00112233-4455-6677-8899-aabbccddeeff")
 
@@ -75,6 +76,15 @@ def test_what_the_broker_says_replaces_what_a_sender_claims() -> None:
     assert read_map(out.application_properties) == {"DeadLetterReason": "real"}
 
 
+@pytest.mark.parametrize("body", [section(0x75, b"x") + section(0x78, {}), section(0x77, 1), b""])
+def test_delivery_annotations_may_come_last_as_the_sdk_sends_them(body: bytes) -> None:
+    late = read_arrival(section(0x73, ["id"]) + body + section(0x71, {Symbol("x"): 1}))
+    assert cut(late.payload).body == body
+    out = rendered(late.payload, lock_token=TOKEN)
+    assert out == rendered(section(0x71, {Symbol("x"): 1}) + section(0x73, ["id"]) + body, lock_token=TOKEN)
+    assert read_map(cut(out).delivery_annotations) == {"x": 1, "x-opt-lock-token": TOKEN}
+
+
 @given(st.binary(max_size=70_000))
 def test_bodies_of_any_size_are_untouched(body: bytes) -> None:
     payload = section(0x73, ["id"]) + section(0x75, body)
@@ -115,6 +125,9 @@ def test_an_arrival_knows_its_life_and_its_schedule() -> None:
         pytest.param(section(0x73, []) + section(0x72, {}), id="out-of-order"),
         pytest.param(section(0x70, []) + section(0x70, []), id="twice"),
         pytest.param(section(0x75, b"x") + section(0x77, 1), id="two-kinds-of-body"),
+        pytest.param(section(0x75, b"x") + section(0x71, {}) + section(0x75, b"x"), id="body-after-body"),
+        pytest.param(section(0x71, {}) + section(0x75, b"x") + section(0x71, {}), id="delivery-annotations-twice"),
+        pytest.param(section(0x75, b"x") + section(0x72, {}), id="other-annotations-after-body"),
         pytest.param(section(0x73, {}), id="properties-not-a-list"),
         pytest.param(section(0x72, []), id="annotations-not-a-map"),
         pytest.param(section(0x70, [None] * 6), id="long-header"),
@@ -136,3 +149,19 @@ def test_noise_is_a_message_or_refused_and_never_anything_else(noise: bytes) -> 
             data_sections(cut(payload).body)
         except DecodeError:
             continue
+
+
+def test_properties_of_receivers_are_names_and_simple_values() -> None:
+    assert read_properties(None) == {}
+    read = read_properties({Symbol("n"): Short(3), "text": "x", "none": None, "id": TOKEN})
+    assert read == {"n": 3, "text": "x", "none": None, "id": TOKEN}
+    assert [type(name) for name in read] == [str] * 4
+    assert type(read["n"]) is Short
+
+
+@pytest.mark.parametrize(
+    "value", [[], "x", {1: "x"}, {"x": []}, {"x": {}}, {"x": Described(ULong(1), 1)}, {"x": array_of(Short, [1])}]
+)
+def test_anything_else_is_no_property(value: Any) -> None:
+    with pytest.raises(DecodeError):
+        read_properties(value)
