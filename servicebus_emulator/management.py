@@ -11,6 +11,7 @@ from uuid import UUID
 from servicebus_emulator import errors
 from servicebus_emulator.broker import Queue
 from servicebus_emulator.codec import Array, DecodeError, Timestamp, array_of
+from servicebus_emulator.errors import DeliveryFault
 from servicebus_emulator.message import read_arrival, read_properties
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.nodes import Reply, Request, render_reply
@@ -68,6 +69,8 @@ class Management:
             return Reply(400, str(disabled), condition=errors.ENTITY_DISABLED)
         except QueueFull as full:
             return Reply(403, str(full), condition=errors.RESOURCE_LIMIT_EXCEEDED)
+        except DeliveryFault as fault:
+            return Reply(400, fault.description, condition=fault.condition)
         except DecodeError as error:
             return Reply(400, str(error), condition=errors.ARGUMENT_ERROR)
 
@@ -108,8 +111,13 @@ class Management:
             raise DecodeError("messages is a list of at least one")
         for entry in entries:
             payload = entry.get("message") if isinstance(entry, dict) else None
-            if not isinstance(payload, bytes) or len(payload) > self._max_message_size:
-                raise DecodeError("a message is binary, and not larger than a link allows")
+            if not isinstance(payload, bytes):
+                raise DecodeError("a message is binary")
+            if len(payload) > self._max_message_size:
+                raise DeliveryFault(
+                    errors.MESSAGE_SIZE_EXCEEDED,
+                    f"The message is {len(payload)} bytes; {self._max_message_size} are allowed.",
+                )
             arrivals.append(read_arrival(payload))
         return Reply(200, value={"sequence-numbers": array_of(int, self._live.send(arrivals))})
 

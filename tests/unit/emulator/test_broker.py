@@ -8,8 +8,9 @@ import pytest
 
 from servicebus_emulator.broker import Queue
 from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.faults import Faults
 from servicebus_emulator.message import Arrival
-from servicebus_emulator.record import LockLost, Message, NotFound, Refused, State
+from servicebus_emulator.record import Disabled, LockLost, Message, NotFound, QueueFull, Refused, State
 
 SECOND = 1000
 LOCK = 60 * SECOND
@@ -52,7 +53,8 @@ class Bench:
     def __init__(self, **settings: object) -> None:
         self.journal = MemoryJournal()
         self.settings = replace(QueueSettings(), **settings)  # type: ignore[arg-type]
-        self.queue = Queue(1, "q", self.settings, self.journal)
+        self.faults = Faults()
+        self.queue = Queue(1, "q", self.settings, self.journal, self.faults)
         self.now = 1_000_000
 
     def send(self, text: str, *, ttl: int | None = None, at: int | None = None, key: str | None = None) -> int:
@@ -78,7 +80,7 @@ class Bench:
 
     def restart(self) -> None:
         rows = sorted(self.journal.rows.values(), key=lambda message: message.sequence)
-        self.queue = Queue(1, "q", self.settings, self.journal)
+        self.queue = Queue(1, "q", self.settings, self.journal, self.faults)
         self.queue.restore(self.journal.last_sequence, [replace(row) for row in rows], self.journal.seen.items())
         self.queue.tick(self.now)
 
@@ -403,3 +405,101 @@ def test_deadlines_that_are_over_do_not_pile_up() -> None:
         bench.queue.complete(bench.take()[1], bench.now)
     assert len(bench.queue._deadlines) < 2000
     assert bench.queue.next_deadline() is None
+
+
+ADDING: dict[str, Callable[[Queue, UUID, int, dict[str, object]], object]] = {
+    "abandon": lambda queue, token, now, added: queue.abandon(token, now, added),
+    "defer": lambda queue, token, now, added: queue.defer(token, now, added),
+    "dead_letter": lambda queue, token, now, added: queue.dead_letter(token, now, "why", None, added),
+}
+
+
+@pytest.mark.parametrize("how", ADDING)
+def test_properties_of_receivers_add_up_and_last(how: str) -> None:
+    bench = Bench()
+    bench.send("a")
+    bench.queue.abandon(bench.take()[1], bench.now, {"first": 1, "both": 1})
+    ADDING[how](bench.queue, bench.take()[1], bench.now, {"second": 2, "both": 2})
+    bench.restart()
+    (message,) = bench.queue.peek(0, 9, dead=how == "dead_letter")
+    told = {"DeadLetterReason": "why"} if how == "dead_letter" else {}
+    assert message.added == {"first": 1, "second": 2, "both": 2, **told}
+
+
+def test_a_full_queue_takes_nothing_until_something_has_left() -> None:
+    bench = Bench(max_size=10)
+    bench.send("1234")
+    bench.send("56789")
+    bench.send("this is the last")
+    assert bench.queue.size == 25
+    for at in (None, bench.now + SECOND):
+        with pytest.raises(QueueFull):
+            bench.send("x", at=at)
+    token = bench.take()[1]
+    bench.queue.dead_letter(token, bench.now, None, None)
+    bench.restart()
+    with pytest.raises(QueueFull):  # dead letters take room too
+        bench.send("x")
+    bench.queue.complete(bench.take()[1], bench.now)
+    bench.queue.complete(bench.take()[1], bench.now)
+    assert bench.queue.size == 4
+    bench.send("x")
+
+
+def test_a_full_queue_does_not_remember_what_it_refused() -> None:
+    bench = Bench(max_size=1, requires_duplicate_detection=True)
+    bench.send("a", key="a")
+    with pytest.raises(QueueFull):
+        bench.send("b", key="b")
+    bench.queue.complete(bench.take()[1], bench.now)
+    assert bench.send("b", key="b") == 2
+
+
+@pytest.mark.parametrize("status", ["Active", "SendDisabled", "ReceiveDisabled", "Disabled"])
+def test_a_disabled_queue_neither_takes_nor_gives(status: str) -> None:
+    bench = Bench()
+    number = bench.send("deferred")
+    bench.queue.defer(bench.take()[1], bench.now)
+    bench.send("held")
+    token = bench.take()[1]
+    bench.send("free")
+    bench.queue.settings = replace(bench.settings, status=status)  # type: ignore[arg-type]
+    if status in ("SendDisabled", "Disabled"):
+        with pytest.raises(Disabled):
+            bench.send("x")
+    else:
+        bench.send("x")
+    assert bench.queue.has_available(dead=False) is (status in ("Active", "SendDisabled"))
+    if status in ("ReceiveDisabled", "Disabled"):
+        assert bench.lock() is None
+        assert bench.queue.take_next(bench.now) is None
+        with pytest.raises(Disabled):
+            bench.queue.receive_deferred([number], bench.now, dead=False, lock=True)
+    else:
+        assert bench.take()[0] == "free"
+        bench.queue.receive_deferred([number], bench.now, dead=False, lock=True)
+    bench.queue.complete(token, bench.now)  # what is held can be settled
+
+
+def test_a_lock_ends_at_its_greatest_age_whatever_renewal_says() -> None:
+    bench = Bench()
+    bench.faults.change(["lock-max-age=90s"])
+    bench.send("a")
+    token = bench.take()[1]
+    bench.wait(LOCK - SECOND)
+    assert bench.queue.renew(token, bench.now) == bench.now + LOCK
+    bench.wait(30 * SECOND)
+    assert bench.lock() is None
+    bench.wait(SECOND)
+    with pytest.raises(LockLost):
+        bench.queue.renew(token, bench.now)
+    again = bench.lock()
+    assert again is not None
+    assert again.delivery_count == 1
+    bench.faults.change([])
+    assert again.lock is not None
+    bench.queue.abandon(again.lock, bench.now)
+    token = bench.take()[1]
+    for _ in range(5):
+        bench.wait(LOCK - SECOND)
+        bench.queue.renew(token, bench.now)
