@@ -22,6 +22,11 @@ class Address:
     management: bool = False
 
     @property
+    def path(self) -> str:
+        """The whole of it: what a token must cover."""
+        return self.queue + (_DEAD_LETTER if self.dead else "") + (_MANAGEMENT if self.management else "")
+
+    @property
     def is_cbs(self) -> bool:
         return not self.queue
 

@@ -92,7 +92,7 @@ class NamespacePlaces:
 
     def _may(self, claims: Claims, place: Address, *rights: Right) -> bool:
         """Whether one of these rights on the queue is there."""
-        return any(claims.allow(place.queue, right, self.now()) for right in rights)
+        return any(claims.allow(place.path, right, self.now()) for right in rights)
 
     def _check(self, session: Session, place: Address, *rights: Right) -> Callable[[], bool]:
         """The same question for later; raises LinkFault when the answer is no now."""

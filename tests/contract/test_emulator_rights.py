@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from azure.servicebus import ServiceBusMessage
+from azure.servicebus import ServiceBusMessage, ServiceBusSubQueue
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import (
     MessagingEntityNotFoundError,
@@ -69,6 +69,12 @@ async def peek(bus: ServiceBusClient, queue: str = "q") -> list[Any]:
         return await receiver.peek_messages()
 
 
+async def peek_dead_letters(bus: ServiceBusClient, queue: str = "q") -> list[Any]:
+    """Whose token is for the dead letter queue only."""
+    async with bus.get_queue_receiver(queue, sub_queue=ServiceBusSubQueue.DEAD_LETTER) as receiver:
+        return await receiver.peek_messages()
+
+
 async def schedule(bus: ServiceBusClient, queue: str = "q") -> None:
     async with bus.get_queue_sender(queue) as sender:
         numbers = await sender.schedule_messages(ServiceBusMessage("m"), datetime.now(UTC) + timedelta(hours=1))
@@ -84,10 +90,11 @@ async def all_refused(*operations: Awaitable[Any]) -> None:
 async def test_each_right_allows_its_own_operations_only(emulator: EmulatorProcess) -> None:
     async with client(emulator, "sender") as bus:
         await asyncio.gather(send(bus), schedule(bus))
-        await all_refused(receive(bus), peek(bus))
+        await all_refused(receive(bus), peek(bus), peek_dead_letters(bus))
     async with client(emulator, "listener") as bus:
         await all_refused(send(bus), schedule(bus))
         assert len(await peek(bus)) == 1
+        assert await peek_dead_letters(bus) == []
         assert len(await receive(bus)) == 1
     async with client(emulator, "manager") as bus:
         await send(bus)
