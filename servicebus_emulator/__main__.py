@@ -12,6 +12,7 @@ from servicebus_emulator.administration import Administration
 from servicebus_emulator.config import Config, ConfigError, read_config
 from servicebus_emulator.connection import Connection
 from servicebus_emulator.door import Door, TlsError, is_local, tls_context
+from servicebus_emulator.fault_switch import FaultSwitch
 from servicebus_emulator.faults import Faults, FaultsError
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.namespace import Namespace
@@ -89,14 +90,15 @@ async def serve(
         connections.add(connection)
         return connection
 
-    site = Administration(namespace, places.keyring, options.max_message_size)
+    administration = Administration(namespace, places.keyring, options.max_message_size)
+    site = FaultSwitch(faults, places.keyring, namespace.now, administration)
+    if faults.are_on:
+        log.warning("faults.on", faults=faults.asked, seed=faults.seed)
     door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere)
     port = await door.open(options.host, options.port)
     sys.stdout.write(f"listening on {options.host}:{port}\n")
     sys.stdout.flush()
     log.info("emulator.listening", host=options.host, port=port, tls=tls is not None, data=str(options.data))
-    if faults.are_on:
-        log.warning("faults.on", faults=faults.asked, seed=faults.seed)
     await stop.wait()
     door.shut()
     namespace.close()

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import time
+import urllib.request
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -148,7 +149,7 @@ LOST = [
 async def test_an_operation_whose_answer_is_lost_was_done(
     start: Start, operation: str, seed: str, raised: type[Exception], left: int
 ) -> None:
-    emulator = start(f"ack-lost@{operation}=1x", seed=seed, LockDuration="PT2S")
+    emulator = start(f"ack-lost@{operation}=1x", seed=seed, LockDuration="PT20S")
     client = Sdk(emulator)
     async with client.client:
         step = {"send": "send", "settle": "complete", "request": "renew"}[operation]
@@ -159,7 +160,7 @@ async def test_an_operation_whose_answer_is_lost_was_done(
             await getattr(client, step)()
         assert type(caught.value) is raised
     emulator.kill()
-    after = Sdk(start(LockDuration="PT2S"))
+    after = Sdk(start(LockDuration="PT20S"))
     async with after.client:
         peeked = await after.receiver.peek_messages(sequence_number=1)
         assert len(peeked) == left
@@ -357,6 +358,25 @@ async def test_our_bus_gets_everything_through_all_faults_at_once(start: Start) 
 
 
 # -------------------------------------------------------------------------------------------------------- the process
+
+
+async def test_faults_are_switched_while_it_runs(start: Start) -> None:
+    emulator = start(LockDuration="PT30S")
+    client = Sdk(emulator)
+
+    def switch(method: str, body: bytes | None = None) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{emulator.port}/$faults", body, method=method)
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            return json.load(answer)
+
+    async with client.client:
+        await client.send()
+        await asyncio.to_thread(switch, "PUT", b'{"faults": ["server-busy@send=1x"], "seed": 4}')
+        with pytest.raises(sdk.ServiceBusServerBusyError):
+            await client.send()
+        await client.send()
+        told = await asyncio.to_thread(switch, "GET")
+        assert told == {"faults": ["server-busy@send=1x"], "seed": 4, "struck": {"server-busy": 1}}
 
 
 async def test_faults_are_announced_and_nonsense_is_refused(start: Start) -> None:
