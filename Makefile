@@ -10,11 +10,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks tests
 
-.PHONY: help demo test check guards lint format schema constraints install clean
+.PHONY: help demo test check guards lint format schema constraints soak sdk-suite install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(STAMP)   ## Three hospitals train one model, on this machine, in seconds
 	$(BIN)/silobus demo
@@ -37,6 +37,12 @@ lint: $(STAMP)   ## Format, lint, types and architecture
 format: $(STAMP) ## Formats the code and sorts its imports
 	$(BIN)/ruff check --fix-only --quiet $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+soak: $(STAMP)   ## The embedded Service Bus killed 100 times under load
+	SILOBUS_KILLS=100 $(BIN)/python -m pytest -s tests/e2e/test_emulator_kill.py
+
+sdk-suite: $(STAMP) ## The Azure SDK's own queue tests, downloaded, against the embedded Service Bus
+	$(BIN)/python -m tests.sdk_suite
 
 schema: $(STAMP) ## Writes docs/schemas/messages.json from the code
 	$(BIN)/silobus schema --write
