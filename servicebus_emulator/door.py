@@ -52,7 +52,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
 
 def is_loopback(address: str) -> bool:
     """Whether an address of the system, as getaddrinfo writes it, is this machine's own."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
+    parsed = ipaddress.ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return (mapped or parsed).is_loopback
 

@@ -280,13 +280,3 @@ def _path_and_query(target: bytes) -> tuple[str, dict[str, str]]:
         raise ValueError("a request names a path, which begins with a slash")
     path, _, query = text.partition("?")
     return unquote(path), dict(parse_qsl(query, keep_blank_values=True))
-
-
-class NoSite:
-    """Where there is nothing."""
-
-    def answer(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(404, f"there is nothing at {request.path}\n".encode(), "text/plain;charset=utf-8")
-
-    def after_commit(self, act: Callable[[], None]) -> None:
-        act()

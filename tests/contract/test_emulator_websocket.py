@@ -87,7 +87,7 @@ async def test_an_ordinary_client_of_http_finds_nothing_where_nothing_is(
     context = ssl.create_default_context(cafile=str(certificates.ca))
     async with aiohttp.ClientSession() as session:
         for _ in range(2):  # the second time over the same connection
-            async with session.get(f"https://localhost:{emulator.port}/missing/place", ssl=context) as answer:
+            async with session.get(f"https://localhost:{emulator.port}/$nowhere", ssl=context) as answer:
                 assert answer.status == 404
 
 

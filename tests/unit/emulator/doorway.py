@@ -58,6 +58,8 @@ class Site:
             raise RuntimeError("a bug in the site")
         if request.path == "/nothing":
             return HttpResponse(204)
+        if request.path == "/bad-header":
+            return HttpResponse(200, headers={"X": "a\r\nSet-Cookie: b"})
         told = {"method": request.method, "path": request.path, "query": dict(request.query)}
         body = json.dumps({**told, "body": request.body.decode("latin-1")}) + " " * self.large
         return HttpResponse(200, body.encode(), "application/json", {"X-Site": "yes"})

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import socket
@@ -145,6 +146,26 @@ async def test_who_says_nothing_inside_tls_is_shown_out_too(
     assert not made.door._guests
 
 
+async def test_who_does_not_end_tls_is_not_waited_for(
+    made: Doorway, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "FAREWELL", 0.3)
+
+    def greet() -> ssl.SSLSocket:
+        raw = socket.create_connection(("127.0.0.1", made.port), timeout=PATIENTLY)
+        client = trusting.wrap_socket(raw, server_hostname="localhost")
+        client.sendall(AMQP)
+        assert client.recv(8) == AMQP
+        return client
+
+    with await asyncio.to_thread(greet):
+        transport = made.echoes[0].transport
+        assert transport is not None
+        transport.close()
+        await asyncio.wait_for(made.echoes[0].is_lost.wait(), 2)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
 async def test_the_silent_do_not_keep_others_out(plain: Doorway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "MOST_UNDECIDED", 3)
     silent = [await plain.connect() for _ in range(8)]
@@ -154,6 +175,7 @@ async def test_the_silent_do_not_keep_others_out(plain: Doorway, monkeypatch: py
     assert len(plain.door._undecided) <= 3
     for _, writer in silent:
         writer.close()
+    gc.collect()  # a socket that nobody closed would say so now
 
 
 async def test_hanging_up_without_a_word_is_no_news(plain: Doorway, caplog: pytest.LogCaptureFixture) -> None:
@@ -240,10 +262,12 @@ async def test_plain_from_another_machine_is_refused_and_tls_is_not(
             writer.write(sent)
             assert await hung_up(reader) == b""
             writer.close()
-        assert [record.message for record in caplog.records] == ["door.plain_refused"] * 2
+        _, writer = await guarded.connect()
+        writer.close()  # hanging up without a word is no news, wherever it comes from
         assert guarded.echoes == []
         assert await echoed(guarded, ssl=trusting, server_hostname="localhost") == AMQP
         assert await echoed(open_to_all) == AMQP
+    assert [record.message for record in caplog.records] == ["door.plain_refused"] * 2
 
 
 # -------------------------------------------------------------------------------------------- certificates

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -72,6 +74,8 @@ async def test_requests_in_one_piece_are_answered_in_order(made: Doorway) -> Non
     writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(3000)))
     for number in range(3000):
         assert json.loads((await answer(reader))[2])["path"] == f"/{number}"
+    writer.write(b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert json.loads((await answer(reader))[2])["path"] == "/last"
     writer.close()
 
 
@@ -96,8 +100,11 @@ async def test_a_client_that_did_not_wait_for_the_disk_harms_nobody(
     _, writer = await made.connect()
     writer.write(b"PUT /1 HTTP/1.1\r\nHost: h\r\n\r\n")
     await made.site.is_waiting.wait()
+    raw = writer.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset: half closed would be served
     writer.transport.abort()
     await asyncio.sleep(0.1)
+    assert not made.door._guests
     made.site.held.pop()()
     assert not caplog.records
 
@@ -169,6 +176,9 @@ async def test_a_refusal_is_read_by_a_client_that_is_still_sending(made: Doorway
     await asyncio.sleep(0.1)
     writer.write(b"x" * 5_000_000)
     await asyncio.sleep(0.1)
+    (guest,) = made.door._guests
+    assert isinstance(guest, web.Web)
+    assert len(guest._http.trailing_data[0]) < 10_000, "nothing of it is kept"
     assert (await answer(reader))[0] == 413
     writer.close()
 
@@ -225,6 +235,34 @@ async def test_who_goes_silent_is_shown_out(made: Doorway, monkeypatch: pytest.M
     writer.close()
 
 
+async def test_what_comes_before_its_turn_waits_in_the_kernel(made: Doorway) -> None:
+    made.site.is_slow = True
+    _, writer = await made.connect()
+    writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 1_000_000)
+    await made.site.is_waiting.wait()
+    await asyncio.sleep(0.3)
+    (guest,) = made.door._guests
+    assert isinstance(guest, web.Web)
+    assert len(guest._http.trailing_data[0]) < 1_000_000
+    writer.transport.abort()
+
+
+async def test_after_a_refusal_nobody_stays_long(made: Doorway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "LINGER_SECONDS", 0.2)
+    reader, writer = await made.connect()
+    writer.write(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n")
+    assert (await answer(reader))[0] == 413
+    await asyncio.sleep(0.4)
+    assert not made.door._guests
+    writer.close()
+
+
+async def test_a_header_that_cannot_be_is_a_bug_of_the_site(made: Doorway, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, logger="servicebus_emulator"):
+        assert await made.converse(b"GET /bad-header HTTP/1.1\r\nHost: h\r\n\r\n") == b""
+    assert [record.message for record in caplog.records] == ["web.bug"]
+
+
 async def test_who_does_not_read_is_shown_out(made: Doorway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "EXCHANGE_SECONDS", 0.3)
     made.site.large = 20_000_000
@@ -233,6 +271,7 @@ async def test_who_does_not_read_is_shown_out(made: Doorway, monkeypatch: pytest
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     await asyncio.sleep(0.7)
     assert len(made.site.asked) == 1, "the next request waits until the answer has left"
+    assert not made.door._guests
     assert len(await hung_up(reader)) < 20_000_000
     writer.close()
 

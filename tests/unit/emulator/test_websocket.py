@@ -166,16 +166,17 @@ def masked(payload: bytes, opcode: int = 2) -> bytes:
 
 async def test_a_large_write_leaves_as_messages_that_every_client_takes(made: Doorway) -> None:
     """aiohttp, and the SDK with it, refuses a message of more than four MiB."""
-    client = await upgraded(made)
-    transport = made.echoes[0].transport
-    assert transport is not None
-    transport.write(b"x" * 5_000_000)
-    total = 0
-    while total < 5_000_000:
-        message = await client.hear(BytesMessage)
-        total += len(message.data)
-        assert message.message_finished or len(message.data) < websocket.MAX_MESSAGE
-    client.writer.close()
+    url = f"http://127.0.0.1:{made.port}{PATH}"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, protocols=["amqp"]) as client:
+        await client.send_bytes(b"-")
+        assert await client.receive_bytes(timeout=PATIENTLY) == b"-"
+        transport = made.echoes[0].transport
+        assert transport is not None
+        transport.write(b"x" * 5_000_000)
+        sizes: list[int] = []
+        while sum(sizes) < 5_000_000:
+            sizes.append(len(await client.receive_bytes(timeout=PATIENTLY)))
+    assert max(sizes) == websocket.MAX_MESSAGE
 
 
 async def test_reading_can_be_paused_and_a_slow_reader_is_told_of(made: Doorway) -> None:
@@ -227,6 +228,18 @@ async def test_whoever_closes_here_says_goodbye_first(made: Doorway) -> None:
     assert await hung_up(client.reader) == b""
     await asyncio.wait_for(made.echoes[0].is_lost.wait(), PATIENTLY)
     assert made.echoes[0].heard == b""
+    client.writer.close()
+
+
+async def test_goodbye_is_heard_by_whoever_had_stopped_reading(made: Doorway) -> None:
+    client = await upgraded(made)
+    transport = made.echoes[0].transport
+    assert transport is not None
+    transport.pause_reading()
+    transport.close()
+    await client.hear(CloseConnection)
+    await client.say(CloseConnection(code=1000))
+    await asyncio.wait_for(made.echoes[0].is_lost.wait(), websocket.FAREWELL / 2)
     client.writer.close()
 
 
@@ -312,11 +325,10 @@ async def test_a_flood_of_pings_without_reading_is_answered_once() -> None:
     step=st.integers(1, 30),
 )
 async def test_whatever_comes_is_taken_or_refused_and_never_a_bug(pieces: list[bytes], step: int) -> None:
-    socket, wire, echo = piece()
+    socket, _, echo = piece()
     stream = b"".join(pieces)
     for start in range(0, len(stream), step):
-        if not wire.closed:
-            socket.data_received(stream[start : start + step])
+        socket.data_received(stream[start : start + step])
     socket.connection_lost(None)
     assert echo.is_lost.is_set()
 
