@@ -84,7 +84,6 @@ class GroupCommit:
     def drop_queue(self, key: int) -> None:
         """The queue is gone with all that is in it, and nothing more is told of it."""
         self._queues.pop(key, None)
-        self._sequences.pop(key, None)
         for identity in [identity for identity, (owner, _) in self._saved.items() if owner == key]:
             del self._saved[identity]
             self._new.pop(identity, None)

@@ -73,7 +73,7 @@ class PlainTransport(AioHttpTransport):  # type: ignore[misc]  # the SDK loads i
 
     async def send(self, request: Any, **options: Any) -> Any:
         """One request."""
-        request.url = "http://" + request.url.removeprefix("https://")
+        request.url = request.url.replace("https://", "http://", 1)  # a request that is tried again has it already
         return await super().send(request, **options)
 
 
