@@ -208,7 +208,7 @@ class Consumer:
         """Tries for about a minute; if the broker is away for longer, the message comes again and is found done."""
         try:
             await retry_transient(settle, clock=self._clock, waits=self._waits, attempts=10)
-        except Transient as error:
+        except (Transient, Forbidden) as error:
             _log.warning("message.not-settled", **_ids(delivery), error=str(error))
 
     async def _abandon(self, delivery: Delivery) -> None:
@@ -230,6 +230,8 @@ class Consumer:
                 until = await self._bus.renew(delivery)
             except Transient:
                 continue
+            except Forbidden as error:  # a token that was refused may be the last of its kind
+                _log.warning("message.not-renewed", **_ids(delivery), error=str(error))
             except LockLost:
                 # In spite of renewing: a clock is off, or somebody slept. The next locks are renewed sooner.
                 self._lock_ceiling = max(1.0, wait / 2)

@@ -35,7 +35,8 @@ class World:
     handler: Callable[[Delivery], Awaitable[None]] | None = None
     on_poison: Callable[[Delivery, Poison], Awaitable[None]] | None = None
     broken: set[str] = field(default_factory=set)
-    """Operations of the bus that raise Transient."""
+    """Operations of the bus that fail."""
+    failure: type[Exception] = Transient
     operations: list[str] = field(default_factory=list)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -50,7 +51,7 @@ class World:
         if when == "before":
             self.operations.append(operation)
             if operation in self.broken:
-                raise Transient("the broker is away")
+                raise self.failure("the broker is away")
 
     async def start(self, **options: Any) -> None:
         async def handler(delivery: Delivery) -> None:
@@ -289,7 +290,10 @@ async def test_losing_the_lock_neither_cancels_the_handler_nor_counts_as_a_bug(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_renewing_goes_on_after_the_broker_was_away_for_a_while(world: World) -> None:
+@pytest.mark.parametrize("failure", [Transient, Forbidden])
+async def test_renewing_goes_on_after_the_broker_was_away_for_a_while(world: World, failure: type[Exception]) -> None:
+    world.failure = failure
+
     async def train(delivery: Delivery) -> None:
         await world.clock.sleep(500)
 
@@ -367,13 +371,15 @@ async def test_settling_is_retried_while_the_broker_is_away_for_a_moment(world: 
     assert await world.left() == []
 
 
+@pytest.mark.parametrize("failure", [Transient, Forbidden])
 async def test_settling_that_never_succeeds_leaves_the_message_to_come_again(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, failure: type[Exception]
 ) -> None:
+    world.failure = failure
     world.broken.add("complete")
     await world.start()
     await world.send("m")
-    await world.clock.advance(1000)
+    await world.clock.advance(100)
     world.broken.clear()
     await world.clock.advance(1000)
     assert len(world.handled) >= 2
