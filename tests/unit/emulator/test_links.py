@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from servicebus_emulator.codec import Described, Symbol, ULong, decode, encode
+from servicebus_emulator.config import QueueSettings, Status
 from servicebus_emulator.frames import write_frame
 from servicebus_emulator.links import ReceivingLink
 from servicebus_emulator.message import cut, read_map
@@ -328,6 +329,29 @@ async def test_a_refused_link_is_attached_without_termini_and_detached_with_the_
     await peer.attach_sender(3)
     assert peer.take(End) == []
     assert len(peer.take(Attach)) == 1
+
+
+@pytest.mark.parametrize("status", ["Active", "SendDisabled", "ReceiveDisabled", "Disabled"])
+async def test_a_disabled_queue_is_not_attached_to_by_those_it_keeps_out(tmp_path: Path, status: Status) -> None:
+    async with bench(tmp_path, settings=QueueSettings(status=status)) as made:
+        peer = await made.peer()
+        for attach, refuse in (
+            (peer.attach_sender, ("SendDisabled", "Disabled")),
+            (peer.attach_receiver, ("ReceiveDisabled", "Disabled")),
+        ):
+            await attach(0)
+            refused = [detached.error.value[0] for detached in peer.take(Detach) if detached.error is not None]
+            assert refused == (["com.microsoft:entity-disabled"] if status in refuse else [])
+            await peer.say(Detach(handle=0, closed=True))
+            peer.heard.clear()
+
+
+async def test_a_link_learns_what_the_queue_takes_at_most(tmp_path: Path) -> None:
+    async with bench(tmp_path, settings=QueueSettings(max_message_size=500)) as made:
+        peer = await made.peer()
+        await peer.attach_sender(0)
+        await peer.attach_receiver(1)
+        assert [attached.max_message_size for attached in peer.take(Attach)] == [500, 1000]
 
 
 async def test_sessions_are_refused_by_name(made: Bench) -> None:

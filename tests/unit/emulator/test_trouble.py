@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from servicebus_emulator.frames import write_frame
 from servicebus_emulator.performatives import ACCEPTED_STATE, Attach, Detach, Disposition, Transfer, outcome_code
-from tests.unit.emulator.wire_peer import Bench, Peer, bench, flow
+from tests.unit.emulator.wire_peer import Bench, Peer, bench, flow, message
 
 REJECTED = 0x25
 FORCED, EXPIRED = "amqp:link:detach-forced", "amqp:unauthorized-access"
@@ -80,6 +81,22 @@ async def test_a_busy_server_refuses_to_settle_and_the_lock_stays(made: Bench) -
     assert refused.state is not None
     assert (outcome_code(refused.state), refused.state.value[0].value[0]) == (REJECTED, "com.microsoft:server-busy")
     assert made.locked() == ["a"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_an_answer_is_not_lost_twice(made: Bench, seed: int) -> None:
+    """The link is gone before the answer was due: nothing is left to lose."""
+    peer = await sender(made)
+    peer.heard.clear()
+    made.namespace.faults.change(["ack-lost@send=1x"], seed=seed)
+    transfer = Transfer(handle=0, delivery_id=0, delivery_tag=b"t", message_format=0)
+    peer.connection.data_received(
+        write_frame(1, transfer, message("a")) + write_frame(1, Detach(handle=0, closed=True))
+    )
+    await peer.listen()
+    assert [body for body, _ in peer.heard] == [Detach(handle=0, closed=True)]
+    assert made.texts() == ["a"]
+    assert not peer.wire.closed
 
 
 async def test_a_range_that_is_struck_in_the_middle_ends_there(made: Bench) -> None:
