@@ -140,8 +140,10 @@ class Federation(RuleBasedStateMachine):
         return [process for process in self.world.processes if process.alive]
 
     def kill_all(self) -> None:
-        for process in self.alive():
-            self.do(process.kill())
+        """Those that are dead already, too: what they were waiting for when they died would still be locked by them."""
+        for process in self.world.processes:
+            if not process.main.done():
+                self.do(process.kill())
 
     def start_one(self) -> Process:
         return self.do(self.world.start(Trouble(yields=self.yields)))

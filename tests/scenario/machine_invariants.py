@@ -27,7 +27,7 @@ from orchestrator.experiment.state import (
 from tests.scenario.model_silo import ModelSilo
 
 FIRST_PAUSE = 10
-LIES = {"not-finite", "layout-mismatch"}
+LIES = {"not-finite", "layout-mismatch", "wrong-form", "wrong-purpose", "payload-missing"}
 """Reasons for dead letters of silos that do not tell the truth."""
 
 # --- one version after another -----------------------------------------------------------------------------------
@@ -86,6 +86,7 @@ def assert_answers_follow(a: Collecting, b: Collecting) -> None:
 
 def assert_times_follow(a: Collecting, b: Collecting, now: datetime) -> None:
     """Nothing is announced again before its time; only a quorum out of reach brings a deadline forward, to a pause."""
+    assert a.grace_until in (None, b.grace_until)
     pause = timedelta(seconds=FIRST_PAUSE * 3**b.reminded)
     if b.announcement == a.announcement:
         assert b.deadline == a.deadline or (b.deadline < a.deadline and out_of_reach(b))
@@ -167,6 +168,7 @@ def assert_true(state: State, silos: Mapping[str, ModelSilo]) -> None:
         match answer:
             case Updated(payload=payload):
                 assert_made(payload, silos[silo], state.run.id, state.round)
+                assert any(isinstance(m, UpdatePublished) and is_honest(m, silos[silo]) for m in of_round)
             case Declined():
                 assert any(isinstance(m, RoundDeclined) for m in of_round)
             case Failed(reason="script-error", announcement=announcement):
@@ -203,4 +205,6 @@ def head_order(head: Head) -> tuple[bool, int, bool, int]:
 def assert_presence_follows(before: Presence, after: Presence) -> None:
     """What is known of a silo never goes back in time."""
     assert after.seen_at >= before.seen_at
+    for run, at in before.heartbeats_at.items():
+        assert after.heartbeats_at.get(run, at) >= at
     assert before.hello_at is None or (after.hello_at is not None and after.hello_at >= before.hello_at)

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as some
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, invariant, rule
 from safetensors.numpy import save
 
 from messages import names
 from messages.codec import encode
 from messages.experiments import CancelExperiment, StartExperiment
 from messages.schemas import RoundAnnounced
-from orchestrator.experiment.state import Aggregating, Collecting, Ended, Tombstone
+from orchestrator.experiment.state import Aggregating, Collecting, Ended, RunOutcome, Tombstone
 from tests.scenario.faults import Trouble
 from tests.scenario.machine_base import Federation
 from tests.scenario.model_silo import TASK, Doing
@@ -46,6 +46,8 @@ class Names(Federation):
     @initialize(seed=some.integers(0, 1000), cancelled=some.booleans(), two=some.booleans())
     def begin(self, seed: int, cancelled: bool, two: bool) -> None:
         self.posted: list[tuple[str, StartExperiment]] = []
+        self.cancels: set[str] = set()
+        """The runs that may end so."""
         self.found({**CONSTANTS, GONE: 24.0}, [*CONSTANTS, GONE], seed=seed)
         del self.world.broker._queues[names.to_silo(GONE)]
         for sha256 in (DIGEST, LIE):
@@ -78,13 +80,24 @@ class Names(Federation):
 
     @rule()
     def the_run_is_cancelled(self) -> None:
-        self.cancelled = True
-        self.do(self.world.post(CancelExperiment(experiment="exp")))
-        self.settle()
+        state = self.world.state()
+        if state is not None and not isinstance(state, Tombstone):
+            self.cancels.add(state.run.id)
+            self.do(self.world.post(CancelExperiment(experiment="exp", run=state.run.id)))
+            self.settle()
+
+    @rule(which=WHICH)
+    def another_run_is_cancelled(self, which: int) -> None:
+        """One that is over; that is no matter of the run that is live."""
+        others = sorted(self.over)
+        if others and self.world.phase() in {"collecting", "aggregating"}:
+            self.do(self.world.post(CancelExperiment(experiment="exp", run=others[which % len(others)])))
+            self.settle()
 
     @rule(which=WHICH, times=some.integers(1, 3))
     def a_cancel_comes_before_its_start(self, which: int, times: int) -> None:
         start = self._start(which)
+        self.cancels.add(self._run(start))
         self.do(self.world.post(CancelExperiment(experiment="exp", run=self._run(start))))
         self.settle()
         for _ in range(times):
@@ -108,17 +121,19 @@ class Names(Federation):
         for start in [s for s in self.posted if isinstance(state, Ended) and self._run(s) == state.run.id]:
             self.posts(start)
 
-    @rule(which=WHICH, after=some.booleans())
-    def a_second_run_follows_and_the_first_start_comes_again(self, which: int, after: bool) -> None:
-        self.the_run_comes_to_its_end()
-        self.posts(self._start(which))
-        if after:
+    @rule(which=some.integers(0, 2))
+    def a_run_follows_another_whose_start_comes_again(self, which: int) -> None:
+        for _ in range(4):
             self.the_run_comes_to_its_end()
-        self.a_start_comes_again(0, 1)
+            if len(self.over) < 2:
+                self.posts(self._start(which))
+                self.history_makes_sense()
+        state = self.world.state()
+        now = state.run.id if isinstance(state, Ended) else ""
+        for start in [s for s in self.posted if self._run(s) in self.over - {now}][:1]:
+            self.posts(start)
 
-    @rule(
-        silo=some.sampled_from(sorted(CONSTANTS)), which=WHICH, doing=some.sampled_from(["update", "decline", "fail"])
-    )
+    @rule(silo=SILOS, which=WHICH, doing=some.sampled_from(["update", "decline", "fail"]))
     def a_silo_answers_what_it_heard_long_ago(self, silo: str, which: int, doing: Doing) -> None:
         live = self.world.state()
         heard = [
@@ -156,6 +171,12 @@ class Names(Federation):
             self.start_one()
         self.do(self.world.clock.advance(61))
 
+    @invariant()
+    def only_what_was_cancelled_is_cancelled(self) -> None:
+        state = self.world.state()
+        if isinstance(state, Ended) and state.outcome is RunOutcome.CANCELLED:
+            assert state.run.id in self.cancels
+
     # --- ways and means ------------------------------------------------------------------------------------------
 
     def posts(self, start: tuple[str, StartExperiment]) -> None:
@@ -186,5 +207,6 @@ class Names(Federation):
         await self.world.clock.advance(70)
         if self.world.phase() not in {"none", "tombstone"}:
             over = await self.world.ended()
+            self.cancelled = over.run.id in self.cancels
             await self.at_rest()
             self.check_the_end(over, tries=TRIES)

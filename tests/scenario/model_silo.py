@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -35,7 +35,9 @@ from messages.weights import parse_layout
 
 TASK = "toy"
 CODE = "c" * 64
-Doing = Literal["update", "decline", "fail", "spoil", "mislabel", "ignore"]
+Lie = Literal["spoil", "reshape", "mislabel", "misform", "mispurpose", "empty"]
+Doing = Literal["update", "decline", "fail", "ignore"] | Lie
+LYING: tuple[Lie, ...] = get_args(Lie)
 
 
 class ModelSilo:
@@ -87,18 +89,16 @@ class ModelSilo:
                         announcement=asked.announcement,
                     )
                 )
-            case "spoil":
-                await self.send(await self.publish(asked, spoilt=True))
-            case "mislabel":
-                await self.send(await self._mislabelled(asked))
             case "ignore":
                 pass
+            case lie:
+                await self.send(await self._lie(asked, lie))
 
-    async def publish(self, asked: RoundAnnounced, *, spoilt: bool = False) -> UpdatePublished:
+    async def publish(self, asked: RoundAnnounced, *, spoilt: Lie | None = None) -> UpdatePublished:
         """Trains and uploads, once per round: what was published before is found again."""
         store, container = self.store, names.updates_of(self.name)
         publication = names.publication_blob(asked.run, asked.round)
-        if not spoilt:
+        if spoilt is None:
             try:
                 said = (await store.read(container, publication)).data
                 return UpdatePublished.model_validate_json(said)
@@ -106,7 +106,13 @@ class ModelSilo:
                 pass
         payloads = {}
         if asked.purpose is not Purpose.EVALUATE:
-            data = save({"w": np.full(4, np.nan, np.float32) if spoilt else await self._train(asked)})
+            match spoilt:
+                case "spoil":
+                    data = save({"w": np.full(4, np.nan, np.float32)})
+                case "reshape":
+                    data = save({"other": await self._train(asked)})
+                case _:
+                    data = save({"w": await self._train(asked)})
             sha256 = hashlib.sha256(data).hexdigest()
             with contextlib.suppress(AlreadyExists):
                 await store.create(container, names.weights_blob(asked.run, asked.round, sha256), data)
@@ -131,16 +137,32 @@ class ModelSilo:
                 "seconds": 1.0,
             }
         )
-        if not spoilt:
+        if spoilt is None:
             await store.create(container, publication, encode(update))
             self.honest[asked.run, asked.round] = update
         return update
 
-    async def _mislabelled(self, asked: RoundAnnounced) -> UpdatePublished:
-        """Its update, as if it had another layout than it has."""
+    async def _lie(self, asked: RoundAnnounced, lie: Lie) -> UpdatePublished:
+        """Weights that nobody can use, or its true update with something wrong said about it. Nobody can see through
+        one in a round that evaluates, in which there are no weights, nor in the shape of the first model.
+        """
+        if asked.purpose is Purpose.EVALUATE or (lie == "reshape" and asked.purpose is Purpose.INITIALISE):
+            return await self.publish(asked)
+        if lie in {"spoil", "reshape"}:
+            return await self.publish(asked, spoilt=lie)
         update = await self.publish(asked)
-        payloads = {name: p.model_copy(update={"layout": "0" * 64}) for name, p in update.payloads.items()}
-        return update.model_copy(update={"payloads": payloads})
+        weights = update.payloads["weights"]
+        match lie:
+            case "mislabel":
+                return _saying(update, payloads={"weights": weights.model_copy(update={"layout": "0" * 64})})
+            case "misform":
+                other = "weights" if weights.form == "delta" else "delta"
+                return _saying(update, payloads={"weights": weights.model_copy(update={"form": other})})
+            case "mispurpose":
+                train = asked.purpose is not Purpose.TRAIN
+                return _saying(update, purpose=Purpose.TRAIN if train else Purpose.INITIALISE)
+            case _:
+                return _saying(update, payloads={})
 
     async def _train(self, asked: RoundAnnounced) -> np.ndarray[Any, np.dtype[np.float32]]:
         if asked.purpose is Purpose.INITIALISE:
@@ -170,3 +192,7 @@ class ModelSilo:
         subject = str(type(message).model_fields["kind"].default)
         outgoing = Outgoing(body=encode(message), message_id=f"{self.name}-{next(self._sent)}", subject=subject)
         await self.bus.send(names.from_silo(self.name), outgoing)
+
+
+def _saying(update: UpdatePublished, **other: object) -> UpdatePublished:
+    return update.model_copy(update=other)

@@ -15,6 +15,7 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.scenario.machine_answers import Answers
 from tests.scenario.machine_names import Names
 from tests.scenario.machine_rounds import Rounds
 
@@ -40,3 +41,6 @@ TestRounds.settings = examined(80, steps=40)
 
 TestNames = Names.TestCase
 TestNames.settings = examined(40, steps=20)
+
+TestAnswers = Answers.TestCase
+TestAnswers.settings = examined(60, steps=20)
