@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from messages.errors import Transient
+from messages.errors import Forbidden, Transient
 from tests.unit.cli.conftest import Federation
 
 DEAD = "experiments/$DeadLetterQueue"
@@ -79,6 +79,21 @@ def test_killed_between_sending_and_removing_it_is_sent_again_under_the_same_id(
     one, two = buried.ids("experiments")
     assert one == two
     assert buried.bodies(DEAD) == ['{"n": 1}', '{"n": 2}']
+
+
+def test_where_the_operator_may_not_send_the_dead_letter_stays_and_is_free_again(silobus: Federation) -> None:
+    silobus.bury("from-north", "{}", "m")
+
+    def refuses(when: str, operation: str, queue: str) -> None:
+        if operation == "send":
+            raise Forbidden(f"cannot send to {queue!r}")
+
+    silobus.faults = refuses
+    result = silobus("dead-letters", "replay", "from-north", "--all")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Not allowed: cannot send to 'from-north'\n")
+    assert silobus.broker.take("from-north/$DeadLetterQueue") is not None
 
 
 def test_dead_again_it_is_replayed_under_another_id(buried: Federation) -> None:
