@@ -335,6 +335,7 @@ class Federation(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "world"):
+                self.no_message_meets_a_bug()  # where one did, the end may be long in coming
                 self.do(self.faults_stop())
                 self.all_holds()
         finally:
