@@ -238,9 +238,12 @@ async def test_a_lock_is_lost_at_its_age_although_it_was_renewed(start: Start) -
 
 
 class Ours:
-    def __init__(self, emulator: EmulatorProcess) -> None:
+    def __init__(self, emulator: EmulatorProcess, *, websocket: bool = False) -> None:
         text = SecretStr(emulator.connection_string)
-        self.bus = ServiceBus.from_connection_string(text, **client_options())
+        options = client_options(websocket=websocket)
+        if websocket:
+            options["custom_endpoint_address"] = f"sb://localhost:{emulator.port}"
+        self.bus = ServiceBus.from_connection_string(text, **options)
         self.delivery: Delivery | None = None
 
     async def send(self) -> None:
@@ -321,12 +324,13 @@ async def test_our_bus_waits_through_idle_detaches(start: Start) -> None:
     await ours.bus.close()
 
 
-async def test_our_bus_gets_everything_through_all_faults_at_once(start: Start) -> None:
+@pytest.mark.parametrize("websocket", [False, True], ids=["tcp", "websocket"])
+async def test_our_bus_gets_everything_through_all_faults_at_once(start: Start, websocket: bool) -> None:
     """Tried again on Transient, every message arrives, whatever strikes."""
     emulator = start(
         "all=4%", "delay=5%:20ms", "idle-detach=5%:0.3s", seed="3", LockDuration="PT2S", MaxDeliveryCount=99
     )
-    ours = Ours(emulator)
+    ours = Ours(emulator, websocket=websocket)
     sent = {f"m{number}" for number in range(60)}
     received: set[str] = set()
 
