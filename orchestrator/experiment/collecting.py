@@ -127,6 +127,8 @@ def deadline_passed(state: Collecting, event: DeadlinePassed, now: datetime) -> 
 
 def grace_over(state: Collecting, now: datetime) -> After:
     """Stragglers have had their time. A round has one grace at most, and nothing takes back its quorum."""
+    if state.grace_until is None:
+        raise Stale(f"no grace of round {state.round} is running")
     return close_round(state, now)
 
 

@@ -10,8 +10,10 @@ from hypothesis.stateful import initialize, rule
 from safetensors.numpy import save
 
 from messages import names
+from messages.codec import encode
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
-from messages.schemas import RoundAnnounced
+from messages.ports import Outgoing
+from messages.schemas import GraceOver, RoundAnnounced
 from orchestrator.experiment.announcing import announcement_for, awaited
 from orchestrator.experiment.state import Aggregating, Collecting, Updated
 from tests.scenario.machine_base import Federation
@@ -102,6 +104,16 @@ class Rounds(Federation):
         self.cancelled |= message == "cancel"
         self.do(self.world.post(posted))
         self.settle()
+
+    @rule()
+    def a_grace_over_comes_that_nobody_scheduled(self) -> None:
+        """Anyone with the right to send to the queue can post one."""
+        state = self.collecting()
+        if state is not None and state.grace_until is None:
+            over = GraceOver(run=state.run.id, round=state.round, announcement=state.announcement)
+            stray = Outgoing(body=encode(over), message_id=f"stray-{len(self.past)}", subject=over.kind)
+            self.world.broker.accept(names.WORK, stray)
+            self.settle()
 
     # --- what silos say that they should not ---------------------------------------------------------------------
 

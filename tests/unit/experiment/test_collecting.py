@@ -89,6 +89,12 @@ def test_the_end_of_the_grace_freezes_the_set_and_dismisses_stragglers() -> None
     assert effects == (*dismissed("east"), SUM, CLOSED)
 
 
+def test_a_grace_that_never_began_is_not_over() -> None:
+    state, _ = step(training(), update("south"), at(3))
+    with pytest.raises(Stale):
+        step(state, grace(), at(4))
+
+
 def test_without_grace_the_quorum_closes_the_round_at_once() -> None:
     state, effects = after(training(quorum={"grace": 0}), update("south"), update("north"))
     assert [u.silo for u in aggregating(state).closed.updates] == ["north", "south"]
