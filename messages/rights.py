@@ -24,6 +24,8 @@ SILO: Final = "{silo}"
 ORCHESTRATOR: Final = "orchestrator"
 OPERATOR: Final = "operator"
 AGENT: Final = "agent"
+COMPUTE: Final = "compute"
+DEPLOYER: Final = "deployer"
 
 
 class Right(StrEnum):
@@ -67,7 +69,10 @@ class ContainerGrant(_Row):
 
 
 class Role(_Row):
-    """What a role is granted. One whose rows say `{own}` has an identity per silo; every other role has one."""
+    """What a role is granted. One whose rows say `{own}` has an identity per silo; every other role has one.
+
+    One without rows is there to say that it is granted nothing.
+    """
 
     what: Annotated[str, Field(alias="is")]
     queues: tuple[QueueGrant, ...] = ()
@@ -137,10 +142,11 @@ def table() -> Table:
 
 
 def principals(silos: Sequence[str], of: Table | None = None) -> list[Principal]:
-    """Everybody who needs an identity in a federation of these silos, in a stable order."""
+    """Everybody who is granted anything in a federation of these silos, in a stable order."""
     return [
         _principal(name, role, silo, silos)
         for name, role in (of or table()).root.items()
+        if role.patterns
         for silo in (silos if role.is_of_a_silo else (None,))
     ]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from messages import log
+from messages.health import answering
 from messages.ports import Bus, Clock, Store
 from messages.settings import SettingsError
 from messages.transport.clock import SystemClock
@@ -46,6 +47,7 @@ async def serve(settings: OrchestratorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(answering(settings.health))
         store = open_store(settings.store)
         stack.push_async_callback(store.close)
         bus = open_bus(settings.bus)

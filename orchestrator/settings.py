@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from messages.fields import Name
+from messages.health import HealthSettings
 from messages.settings import BusSettings, Settings, SettingsPath, StoreSettings, load_yaml
 
 
@@ -25,6 +26,8 @@ class OrchestratorSettings(Settings):
     max_delivery_count: Annotated[int, Field(ge=3, le=2000)] = 10
     """That of the queues: shortly before it is reached, a message that nobody ever finished is given up as a bug."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    health: HealthSettings | None = None
+    """Where to tell that the process is alive; null: nowhere."""
 
     @model_validator(mode="after")
     def _enrols_each_once(self) -> Self:

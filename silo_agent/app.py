@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from messages.health import answering
 from messages.log import configure
 from messages.ports import Bus, Store
 from messages.settings import load_yaml
@@ -68,7 +69,7 @@ async def run(config: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     bus, store = open_bus(settings.bus), open_store(settings.store)
     try:
-        async with opened(settings, bus, store) as silo:
+        async with answering(settings.health), opened(settings, bus, store) as silo:
             await Agent(silo, bus).run(stop)
     finally:
         await bus.close()

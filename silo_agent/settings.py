@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from messages.fields import Name
+from messages.health import HealthSettings
 from messages.settings import BusSettings, Settings, SettingsPath, StoreSettings
 from silo_agent.policy import Policy, Task
 
@@ -26,6 +27,8 @@ class SiloSettings(Settings):
     """Seconds without progress after which a trainer is not reported alive any more; null: two heartbeats."""
     keep_rounds: Annotated[int, Field(ge=0)] = 3
     """How many directories of published rounds are kept, and as many of failed or declined ones, to be run again."""
+    health: HealthSettings | None = None
+    """Where to tell that the process is alive; null: nowhere."""
     tasks: Annotated[dict[Name, Task], Field(default_factory=dict)]
 
     def policy(self) -> Policy:
