@@ -51,8 +51,13 @@ def run(suite: Path, scratch: Path, more: Path, options: argparse.Namespace) -> 
         "SDK_SUITE_OUTCOMES": str(outcomes),
         "SDK_SUITE_LIMIT": str(options.limit),
     }
-    command = [sys.executable, "-m", "pytest", "-n", options.workers, "--dist", "worksteal", "-k", options.select]
-    subprocess.run([*command, "-q", "test_queues.py", "test_queues_async.py"], cwd=suite, env=environment, check=False)
+    command = [sys.executable, "-m", "pytest", "-n", options.workers, "--dist", "load", "--maxschedchunk", "1"]
+    subprocess.run(
+        [*command, "-k", options.select, "-q", "test_queues.py", "test_queues_async.py"],
+        cwd=suite,
+        env=environment,
+        check=False,
+    )
     if not outcomes.exists():
         return {}
     lines = map(json.loads, outcomes.read_text().splitlines())
@@ -73,7 +78,7 @@ def main() -> int:
             return 2
         outcomes = run(scratch / "suite", scratch, downloads / "more", options)
     known = read_known(KNOWN)
-    for reason, tests in Counter(known[test] for test in outcomes if test in known).most_common():
+    for reason, tests in Counter(known[test].why for test in outcomes if test in known).most_common():
         print(f"{tests} known: {reason}")
     found = surprises(outcomes, known, whole=not options.select)
     counts = Counter(outcome for outcome, _ in outcomes.values())
