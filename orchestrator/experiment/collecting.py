@@ -35,6 +35,7 @@ from orchestrator.experiment.state import (
 
 FIRST_PAUSE = 10.0
 """Seconds before a round whose silos failed is announced again; three times as long each time."""
+LONGEST_PAUSE = 86400.0
 After = tuple[Collecting | Aggregating | Ended, Effects]
 
 
@@ -197,11 +198,16 @@ def _announce_soon(state: Collecting, now: datetime) -> After:
     """
     if _is_lost(state, _announced_anew(state, now)):
         return _fail(state, now)
-    soon = now + timedelta(seconds=FIRST_PAUSE * 3**state.reminded)
+    soon = now + pause(state.reminded)
     if soon >= state.deadline:
         return state, ()
     after = state.model_copy(update={"deadline": soon})
     return after, (deadline_of(after),)
+
+
+def pause(reminded: int) -> timedelta:
+    """How long to wait once all that can be had of an announcement are failures, after so many reminders."""
+    return timedelta(seconds=min(LONGEST_PAUSE, FIRST_PAUSE * 3.0 ** min(reminded, 100)))
 
 
 def _is_lost(state: Collecting, again: Collecting) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as some
 from hypothesis.stateful import initialize, rule
+from safetensors.numpy import save
 
 from messages import names
 from messages.experiments import ResumeExperiment
 from messages.schemas import Purpose, RoundAnnounced, SiloHeartbeat
 from orchestrator.experiment.announcing import announcement_for, awaited
-from orchestrator.experiment.state import Collecting, Ended, RunOutcome
+from orchestrator.experiment.state import Collecting, Ended, RunOutcome, Updated
 from tests.scenario.machine_base import Federation
 from tests.scenario.model_silo import LYING, Doing
 
@@ -62,6 +64,49 @@ class Answers(Federation):
             self.says(silo, "decline", asked)
             self.says(silo, "fail", asked)
             self.spoilt = True
+
+    @rule(times=some.integers(2, 5), late=SILOS)
+    def nobody_can_train(self, times: int, late: str) -> None:
+        """The round is announced again, each time after a longer pause; then a silo repeats its first report."""
+        first: RoundAnnounced | None = None
+        for _ in range(times):
+            state = self.collecting()
+            if state is None:
+                return
+            first = first or announcement_for(state, late)
+            for silo in awaited(state):
+                self.says(silo, "fail")
+            state = self.collecting()
+            if state is not None:
+                self.do(self.world.clock.advance((state.deadline - self.world.clock.now()).total_seconds() + 1))
+        self.says(late, "fail", first)
+
+    @rule(silo=SILOS, chance=some.integers(0, 1))
+    def an_update_is_replaced_once_it_was_verified(self, silo: str, chance: int) -> None:
+        """Its blob is written over, by one of the same size. Then everybody answers."""
+        state = self.world.state()
+        if chance or not isinstance(state, Collecting):
+            return
+        if state.quorum > 1 or state.run.request.quorum.grace:
+            self.says(silo, "update")
+            state = self.world.state()
+        answer = state.answers.get(silo) if isinstance(state, Collecting) else None
+        if isinstance(state, Collecting) and isinstance(answer, Updated) and answer.payload is not None:
+            name = names.weights_blob(state.run.id, state.round, answer.payload.sha256)
+            self.world.store.replace(names.updates_of(silo), name, save({"w": np.full(4, 666, np.float32)}))
+            self.spoilt = self.unsummable = True
+            self.all_answer()
+
+    @rule(chance=some.integers(0, 2))
+    def there_is_nothing_to_weigh_by(self, chance: int) -> None:
+        if chance or self.collecting() is None:
+            return
+        self.spoilt = self.unsummable = True
+        for silo in self.world.silos.values():
+            silo.samples = 0
+        self.all_answer()
+        for silo in self.world.silos.values():
+            silo.samples = 1
 
     @rule(silo=SILOS)
     def a_silo_answers(self, silo: str) -> None:

@@ -87,14 +87,14 @@ def assert_answers_follow(a: Collecting, b: Collecting) -> None:
 def assert_times_follow(a: Collecting, b: Collecting, now: datetime) -> None:
     """Nothing is announced again before its time; only a quorum out of reach brings a deadline forward, to a pause."""
     assert a.grace_until in (None, b.grace_until)
-    pause = timedelta(seconds=FIRST_PAUSE * 3**b.reminded)
+    wait = timedelta(seconds=min(86400.0, FIRST_PAUSE * 3.0 ** min(b.reminded, 100)))
     if b.announcement == a.announcement:
         assert b.deadline == a.deadline or (b.deadline < a.deadline and out_of_reach(b))
-        assert b.deadline == a.deadline or b.deadline == now + pause
+        assert b.deadline == a.deadline or b.deadline == now + wait
     elif a.purpose is Purpose.TRAIN:
         assert now >= a.deadline
     if b.purpose is Purpose.TRAIN and out_of_reach(b):
-        assert b.deadline <= now + pause
+        assert b.deadline <= now + wait
 
 
 def assert_closed_in_time(a: Collecting, b: Aggregating, now: datetime) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from hypothesis import strategies as some
 from hypothesis.stateful import initialize, rule
-from safetensors.numpy import save
 
 from messages import names
 from messages.codec import encode
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.ports import Outgoing
-from messages.schemas import GraceOver, RoundAnnounced
+from messages.schemas import AggregateRound, GraceOver
 from orchestrator.experiment.announcing import announcement_for, awaited
-from orchestrator.experiment.state import Aggregating, Collecting, Updated
+from orchestrator.experiment.state import Aggregating, Collecting
 from tests.scenario.machine_base import Federation
 from tests.scenario.model_silo import TASK, Doing
 
@@ -106,14 +104,29 @@ class Rounds(Federation):
         self.settle()
 
     @rule()
+    def an_earlier_sum_is_asked_for_again_while_this_one_is_due(self) -> None:
+        """Whoever was to sum this round died; the next one finds an old request before the new one."""
+        for process in self.alive():
+            process.trouble.at_next("create exp_", "crash-before")
+        self.all_answer()
+        state = self.world.state()
+        if isinstance(state, Aggregating) and state.closed.round > 0 and not self.alive():
+            self._posted_to_work(AggregateRound(run=state.run.id, round=state.closed.round - 1))
+            self.messages_change_places(names.WORK, -1)
+            self.lapse(names.WORK)
+            self.start_one()
+
+    @rule()
     def a_grace_over_comes_that_nobody_scheduled(self) -> None:
         """Anyone with the right to send to the queue can post one."""
         state = self.collecting()
         if state is not None and state.grace_until is None:
-            over = GraceOver(run=state.run.id, round=state.round, announcement=state.announcement)
-            stray = Outgoing(body=encode(over), message_id=f"stray-{len(self.past)}", subject=over.kind)
-            self.world.broker.accept(names.WORK, stray)
-            self.settle()
+            self._posted_to_work(GraceOver(run=state.run.id, round=state.round, announcement=state.announcement))
+
+    def _posted_to_work(self, message: GraceOver | AggregateRound) -> None:
+        stray = Outgoing(body=encode(message), message_id=f"stray-{len(self.past)}", subject=message.kind)
+        self.world.broker.accept(names.WORK, stray)
+        self.settle()
 
     # --- what silos say that they should not ---------------------------------------------------------------------
 
@@ -134,49 +147,6 @@ class Rounds(Federation):
     def a_silo_lies(self, silo: str, lie: Doing) -> None:
         """What it sends is a dead letter, and its answer."""
         self.says(silo, lie)
-
-    @rule(times=some.integers(1, 5), late=SILOS)
-    def nobody_can_train(self, times: int, late: str) -> None:
-        """The round is announced again, each time after a longer pause; then a silo repeats its first report."""
-        first: RoundAnnounced | None = None
-        for _ in range(times):
-            state = self.collecting()
-            if state is None:
-                return
-            first = first or announcement_for(state, late)
-            for silo in awaited(state):
-                self.says(silo, "fail")
-            state = self.collecting()
-            if state is not None:
-                self.do(self.world.clock.advance((state.deadline - self.world.clock.now()).total_seconds() + 1))
-        self.says(late, "fail", first)
-
-    @rule(silo=SILOS, chance=some.integers(0, 2))
-    def an_update_is_replaced_once_it_was_verified(self, silo: str, chance: int) -> None:
-        """Its blob is written over, by one of the same size. Then everybody answers."""
-        state = self.world.state()
-        if chance or not isinstance(state, Collecting):
-            return
-        if state.quorum > 1 or state.run.request.quorum.grace:
-            self.says(silo, "update")
-            state = self.world.state()
-        answer = state.answers.get(silo) if isinstance(state, Collecting) else None
-        if isinstance(state, Collecting) and isinstance(answer, Updated) and answer.payload is not None:
-            name = names.weights_blob(state.run.id, state.round, answer.payload.sha256)
-            self.world.store.replace(names.updates_of(silo), name, save({"w": np.full(4, 666, np.float32)}))
-            self.spoilt = self.unsummable = True
-            self.all_answer()
-
-    @rule(chance=some.integers(0, 2))
-    def there_is_nothing_to_weigh_by(self, chance: int) -> None:
-        if chance or self.collecting() is None:
-            return
-        self.spoilt = self.unsummable = True
-        for silo in self.world.silos.values():
-            silo.samples = 0
-        self.all_answer()
-        for silo in self.world.silos.values():
-            silo.samples = 1
 
     # --- hellos --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import pytest
 
 from messages.errors import Duplicate, Poison, Stale
 from messages.schemas import ClosedBecause, Head, Payload, Purpose
+from orchestrator.experiment.collecting import pause
 from orchestrator.experiment.effects import (
     Announce,
     CloseRound,
@@ -164,6 +165,10 @@ def test_the_pause_grows_and_never_ends_after_the_deadline() -> None:
 
     late, effects = after(training(), failed("north"), failed("east"), now=at(95))
     assert (collecting(late).deadline, effects) == (at(100), ())
+
+
+def test_the_pause_after_a_thousand_reminders_is_a_day() -> None:
+    assert [pause(n).total_seconds() for n in (0, 1, 8, 9, 1000)] == [10, 30, 65610, 86400, 86400]
 
 
 def test_a_quorum_out_of_reach_that_is_reached_after_all_closes_the_round() -> None:
