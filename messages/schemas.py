@@ -236,6 +236,9 @@ class FailureCategory(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     KILLED = "killed"
     COMPUTE_UNAVAILABLE = "compute-unavailable"
+    QUOTA_EXCEEDED = "quota-exceeded"
+    IMAGE_FAILED = "image-failed"
+    PREEMPTED = "preempted"
     DATA_MISSING = "data-missing"
 
 

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from messages.health import answering
 from messages.log import configure
-from messages.ports import Bus, Store
+from messages.ports import Bus, Clock, Store
 from messages.settings import load_yaml
 from messages.transport.clock import SystemClock
-from messages.transport.connect import open_bus, open_store
+from messages.transport.connect import open_bus, open_credential, open_store
 from silo_agent.budget import Budget
+from silo_agent.compute import AzureML
 from silo_agent.egress import EgressLog
 from silo_agent.home import Home
+from silo_agent.node_hours import NodeHours
 from silo_agent.private_state import PrivateState
+from silo_agent.runners.azureml import AzureMLRunner, Site
+from silo_agent.runners.azureml_sdk import SdkWorkspace
+from silo_agent.runners.dispatch import Dispatcher
 from silo_agent.runners.local import LocalRunner
 from silo_agent.service import Agent
 from silo_agent.settings import SiloSettings
@@ -38,10 +43,11 @@ async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterato
         closing.callback(egress.close)
         budget = await asyncio.to_thread(Budget, home.budget)
         closing.callback(budget.close)
-        runner = LocalRunner(home.runtime)
-        await runner.prepare()
         policy, clock = settings.policy(), SystemClock()
-        yield Silo(
+        local = LocalRunner(home.runtime)
+        await local.prepare()
+        runner = Dispatcher(local, await _azureml(settings, home, clock, closing))
+        silo = Silo(
             name=settings.silo,
             policy=policy,
             policy_digest=policy.digest(),
@@ -57,6 +63,27 @@ async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterato
             stalled_after=settings.stalled_after or 2 * settings.heartbeat,
             keep_rounds=settings.keep_rounds,
         )
+        try:
+            yield silo
+        finally:
+            await runner.close()
+
+
+async def _azureml(
+    settings: SiloSettings, home: Home, clock: Clock, closing: contextlib.ExitStack
+) -> AzureMLRunner | None:
+    """The runner for tasks that ask for it; None when none does. Nothing is sent yet."""
+    asked = {name: task.compute.where for name, task in settings.tasks.items()}
+    sites = {
+        name: Site(SdkWorkspace(where, open_credential(where.credential)), open_store(where.datastore.store))
+        for name, where in asked.items()
+        if isinstance(where, AzureML)
+    }
+    if not sites:
+        return None
+    hours = await asyncio.to_thread(NodeHours, home.node_hours)
+    closing.callback(hours.close)
+    return AzureMLRunner(settings.silo, tasks=settings.tasks, sites=sites, hours=hours, clock=clock)
 
 
 async def run(config: Path) -> None:

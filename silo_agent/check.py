@@ -23,13 +23,13 @@ from messages.settings import SettingsError
 from messages.transport.connect import open_bus, open_store
 from silo_agent import given
 from silo_agent.app import opened
-from silo_agent.code_digest import measured
+from silo_agent.approval import measured
 from silo_agent.home import HomeInUse, RoundDirectory
 from silo_agent.policy import Accepted, Range, Task
 from silo_agent.private_state import PrivateState
 from silo_agent.rerun import announcement_of, what_would_leave
 from silo_agent.result import Allowed, examine
-from silo_agent.runners.port import Failed, Job
+from silo_agent.runners.port import Failed, Job, OverBudget
 from silo_agent.settings import SiloSettings
 from silo_agent.silo import Silo
 
@@ -125,7 +125,7 @@ def _ways_out(silo: Silo) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
         offers = [
             Offer(task=name, code=task.code.sha256)
             for name, task in silo.policy.tasks.items()
-            if await asyncio.to_thread(measured, task.code.path) == task.code.sha256
+            if await asyncio.to_thread(measured, task.code) == task.code.sha256
         ]
         hello = SiloHello(
             instance=uuid.uuid4().hex,
@@ -146,7 +146,7 @@ def _ways_out(silo: Silo) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
 
 async def _task(silo: Silo, name: str, task: Task) -> Finding:
     what = f"task {name}"
-    found = await asyncio.to_thread(measured, task.code.path)
+    found = await asyncio.to_thread(measured, task.code)
     if found != task.code.sha256:
         told = f"its digest is {found}" if found else "it cannot be read"
         return Finding(False, what, f"the code at {task.code.path} is not the approved one: {told}; read it again")
@@ -185,6 +185,11 @@ async def _rounds(silo: Silo, name: str, task: Task) -> tuple[bool, list[str]]:
         outcome = await silo.runner.run(job)
         if isinstance(outcome, Failed):
             return False, [*lines, f"{purpose}: {outcome.category}; what it printed is in {attempt.log}"]
+        if isinstance(outcome, OverBudget):
+            return False, [
+                *lines,
+                f"{purpose}: would cost more node hours than the task may; {attempt.log} counts them",
+            ]
         received = previous.update.layout if previous and previous.update else None
         result = await asyncio.to_thread(examine, attempt, announced, received, task.outbound)
         if not isinstance(result, Allowed):

@@ -43,6 +43,7 @@ async def answer(
     entry = {**word, "task": announced.task, "notes": list(notes), "at": silo.clock.now().isoformat()}
     await asyncio.to_thread(_clear_away, silo, announced, entry, charged=charged)
     over = announced.purpose is Purpose.EVALUATE
+    await silo.runner.abandon(run, number)
     if ran and (over or not isinstance(ended, Published)):
         await silo.runner.end(run)  # nothing more will be asked of it, or its memory was never committed
 

@@ -1,6 +1,6 @@
 """The silo's own directory: where rounds, private state, budget, egress log and runtime files lie. It never leaves.
 
-    agent.lock  paused  budget.jsonl  egress.jsonl  egress.head
+    agent.lock  paused  budget.jsonl  node-hours.jsonl  egress.jsonl  egress.head
     rounds/<run>/<round>/in/                   what the script is given; with tries/<n>/out/ a round to be run again
     rounds/<run>/<round>/tries/<n>/            out/, output.txt, failed.json when it has failed
     rounds/<run>/<round>/ended.json            how it ended
@@ -155,6 +155,11 @@ class Home:
     def budget(self) -> Path:
         """The ledger of rounds."""
         return self.path / "budget.jsonl"
+
+    @property
+    def node_hours(self) -> Path:
+        """The ledger of jobs on AzureML."""
+        return self.path / "node-hours.jsonl"
 
     @property
     def egress(self) -> Path:

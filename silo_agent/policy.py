@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,7 @@ from messages.fields import MetricName, Name, ParameterName, Scalar, Sha256
 from messages.schemas import DeclineReason, Purpose, RoundAnnounced
 from messages.settings import SettingsPath
 from messages.share import lets_through
+from silo_agent.compute import AzureML, Compute, Local
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
@@ -86,9 +87,10 @@ class Outbound(Rule):
 
 
 class Code(Rule):
-    """The code that the owner has read and approved."""
+    """The code that the owner has read and approved. Without a path it is in the image that a job runs in, and the
+    digest is the image's."""
 
-    path: SettingsPath
+    path: SettingsPath | None = None
     sha256: Sha256
 
 
@@ -96,7 +98,8 @@ class Task(Rule):
     """One thing that this silo trains: the owner's script, on the owner's data, under the owner's rules."""
 
     command: Annotated[list[str], Field(min_length=1)]
-    directory: SettingsPath
+    directory: SettingsPath | None = None
+    """Where it runs on the agent's machine."""
     code: Code
     mode: Literal["warm", "per-round"] = "warm"
     data: dict[str, SettingsPath] = {}
@@ -107,6 +110,7 @@ class Task(Rule):
     """How many rounds of this task train at the same time; the others wait."""
     warm: Annotated[int, Field(ge=1)] = 2
     """How many warm processes of this task there may be, each of one run; never fewer than train at the same time."""
+    compute: Compute = Compute()
     limits: Limits
     outbound: Outbound = Outbound()
 
@@ -115,6 +119,30 @@ class Task(Rule):
         if ours := sorted(name for name in self.environment if name.startswith("SILOBUS_")):
             raise ValueError(f"environment: names that begin with SILOBUS_ are the agent's: {', '.join(ours)}")
         return self
+
+    @model_validator(mode="after")
+    def _fits_where_it_trains(self) -> Self:
+        match self.compute.where:
+            case Local():
+                if self.directory is None:
+                    raise ValueError("directory: is missing; it says where the command runs")
+                if self.code.path is None:
+                    raise ValueError("code.path: is missing; only code in an image that AzureML runs has none")
+            case AzureML() as azureml:
+                _fits_azureml(self, azureml)
+            case _ as never:
+                assert_never(never)
+        return self
+
+
+def _fits_azureml(task: Task, azureml: AzureML) -> None:
+    local = [name for name in ("directory", "data", "mode", "warm") if name in task.model_fields_set]
+    if local:
+        raise ValueError(f"{local[0]}: is for tasks on the agent's machine; with compute.azureml leave it out")
+    if task.code.path is None and task.code.sha256 != azureml.environment.digest:
+        raise ValueError(
+            "code: has no path, so it is in the image; its sha256 is the one in compute.azureml.environment.image"
+        )
 
 
 class Policy(Rule):

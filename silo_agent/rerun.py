@@ -22,6 +22,7 @@ from messages.schemas import (
     SumMetric,
 )
 from messages.weights import read_layout
+from silo_agent.compute import AzureML
 from silo_agent.home import Home, TryDirectory
 from silo_agent.result import Allowed, Unsound, Withheld, examine
 from silo_agent.runners.local import LocalRunner
@@ -40,6 +41,12 @@ async def rerun(settings: SiloSettings, run: str, round_number: int) -> tuple[bo
     if name not in settings.tasks:
         raise SilobusError(f"the task {name} is not in the silo's file any more.")
     task = settings.tasks[name]
+    if isinstance(task.compute.where, AzureML):
+        raise SilobusError(
+            f"the task {name} trains on AzureML, where a rerun is a job that costs node hours; none is started. "
+            f"{directory.path}/tries/*/output.txt names the round's jobs with their studio links: resubmit one there. "
+            "`silobus-agent check` runs the task as jobs of its own, charged to its node hours."
+        )
     attempt = TryDirectory(directory.path / "rerun")
     await asyncio.to_thread(attempt.start)
     job = Job(

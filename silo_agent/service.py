@@ -21,7 +21,7 @@ from messages.errors import Duplicate, Poison, Transient
 from messages.log import EventLog
 from messages.ports import Bus, Delivery
 from messages.schemas import ClosedBecause, DeclineReason, Offer, RoundAnnounced, RoundClosed, RoundDeclined, SiloHello
-from silo_agent.code_digest import measured
+from silo_agent.approval import measured
 from silo_agent.home import HomeGone
 from silo_agent.rounds import Failed
 from silo_agent.silo import Silo
@@ -138,13 +138,15 @@ class Agent:
             work, task = found
             work.close()
             await asyncio.wait((task,))
+        else:
+            await self._silo.runner.abandon(closed.run, closed.round)  # what an earlier agent has started
         if closed.because is not ClosedBecause.AGGREGATED:
             await self._silo.runner.end(closed.run)
 
     async def _greet(self) -> None:
         offers = []
         for name, task in self._silo.policy.tasks.items():
-            if await asyncio.to_thread(measured, task.code.path) == task.code.sha256:
+            if await asyncio.to_thread(measured, task.code) == task.code.sha256:
                 offers.append(Offer(task=name, code=task.code.sha256))
             else:
                 _log.error("task.code-not-approved", task=name, next="silobus-agent code-digest PATH shows its digest")

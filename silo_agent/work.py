@@ -18,7 +18,7 @@ from messages.log import EventLog
 from messages.schemas import DeclineReason, FailureCategory, Head, Purpose, RoundAnnounced
 from messages.weights import Layout
 from silo_agent import given, outbound, rounds
-from silo_agent.code_digest import cleared, measured
+from silo_agent.approval import cleared, measured
 from silo_agent.ending import answer
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted, Declined, Facts, Task, decide
@@ -170,7 +170,7 @@ class RoundWork:
     async def _decide(self) -> Event:
         task = self._silo.policy.tasks.get(self._announced.task)
         facts = Facts(
-            code=await asyncio.to_thread(measured, task.code.path) if task else None,
+            code=await asyncio.to_thread(measured, task.code) if task else None,
             spent=await asyncio.to_thread(self._silo.budget.spent, self._announced.task, besides=self._key),
             paused=await asyncio.to_thread(self._silo.home.pause_file.exists),
         )
@@ -238,7 +238,7 @@ class RoundWork:
 
     async def _train(self, phase: Training) -> Event:
         # It may have waited for long: what runs now is what must be approved.
-        if await asyncio.to_thread(cleared, phase.accepted.task.code.path) != phase.accepted.task.code.sha256:
+        if await asyncio.to_thread(cleared, phase.accepted.task.code) != phase.accepted.task.code.sha256:
             return Declined(DeclineReason.CODE_NOT_APPROVED)
         attempt = self._directory.attempt(phase.tries.number)
         await asyncio.to_thread(attempt.start)
@@ -251,12 +251,19 @@ class RoundWork:
             output=attempt.output,
             log=attempt.log,
             version=self._version,
+            seen=self._signs.seen,
         )
         self._ran = True
         outcome = await self._silo.runner.run(job)
-        if isinstance(outcome, port.Finished):
-            return rounds.TryFinished()
-        return await self._failed(phase, outcome.category, ())
+        match outcome:
+            case port.Finished():
+                return rounds.TryFinished()
+            case port.OverBudget():
+                return Declined(DeclineReason.BUDGET_SPENT)
+            case port.Failed(category):
+                return await self._failed(phase, category, ())
+            case _:
+                assert_never(outcome)
 
     async def _check(self, phase: Checking) -> Event:
         attempt = self._directory.attempt(phase.tries.number)

@@ -130,6 +130,7 @@ class LocalRunner(Runner):
             await self.end(idle[0])
 
     async def _start(self, job: Job, contract: Mapping[str, str]) -> Trainer:
+        assert job.task.directory is not None  # noqa: S101  # the policy asks for it
         return await Trainer.start(
             job.task.command,
             directory=job.task.directory,
@@ -159,6 +160,9 @@ class LocalRunner(Runner):
         """From here on the run's process may go on to the next round."""
         if (warm := self._warm.get(run)) is not None:
             warm.committed, warm.version = True, version
+
+    async def abandon(self, run: str, round_number: int) -> None:
+        """Nothing of a round outlives the cancelling of its `run`."""
 
     async def end(self, run: str) -> None:
         """Lets the run's process finish, if there is one."""

@@ -6,12 +6,30 @@ fill the second; whether what is in it is any good is not its business. It raise
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from messages.schemas import FailureCategory
 from silo_agent.policy import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A job was just seen to wait for its compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A job was just seen to run. Whether training gets on in it, only its `progress.json` tells."""
+
+
+Sign = Queued | Running
+
+
+def _unheard(_: Sign) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +47,8 @@ class Job:
     """Where all goes that the script prints."""
     version: int | None
     """The version of the private state in the input: which round committed it."""
+    seen: Callable[[Sign], None] = _unheard
+    """Told of what goes on elsewhere, each time that it was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +63,26 @@ class Failed:
     category: FailureCategory
 
 
-class Runner(Protocol):
-    """Runs scripts. Cancelling `run` ends everything the script has started."""
+@dataclass(frozen=True, slots=True)
+class OverBudget:
+    """It was not run: it could cost more than the owner allows."""
 
-    async def run(self, job: Job) -> Finished | Failed:
+
+Outcome = Finished | Failed | OverBudget
+
+
+class Runner(Protocol):
+    """Runs scripts. Cancelling `run` ends everything the script has started on this machine.
+
+    What runs elsewhere goes on: the next `run` of the same round, by this agent or one started later, follows it.
+    """
+
+    async def run(self, job: Job) -> Outcome:
         """Returns when the script is done with the round, or has failed."""
+        ...
+
+    async def abandon(self, run: str, round_number: int) -> None:
+        """The round has ended here: what still runs of it elsewhere is cancelled, and nobody waits for it."""
         ...
 
     def committed(self, run: str, version: int | None) -> None:
