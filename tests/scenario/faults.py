@@ -36,6 +36,10 @@ class Trouble:
         self.at: dict[int, str] = {}
         self.next: dict[str, str] = {}
         self._yields = yields
+        self._held_at: str | None = None
+        self._released = asyncio.Event()
+        self.holding = False
+        """Whether a call is being held."""
 
     def in_calls(self, calls: int, what: str) -> None:
         """`what` happens so many calls from now: `crash-before`, `crash-after`, `refuse` or `lose-answer`."""
@@ -61,6 +65,21 @@ class Trouble:
                 del self.at[self.calls]
                 raise Transient(f"{operation} {where}: no answer")
 
+    def hold_at(self, pattern: str) -> None:
+        """The next call like this waits until `release()`."""
+        self._held_at, self._released = pattern, asyncio.Event()
+
+    def release(self) -> None:
+        """What is held goes on."""
+        self._released.set()
+
+    async def be_held(self, operation: str, where: str) -> None:
+        """Waits here if this is the call to be held."""
+        if self._held_at is not None and re.search(self._held_at, f"{operation} {where}"):
+            self._held_at, self.holding = None, True
+            await self._released.wait()
+            self.holding = False
+
     async def pass_by(self) -> None:
         """Lets others run first, a varying number of times."""
         if self._yields is not None:
@@ -76,6 +95,7 @@ class FaultyStore:
 
     async def _call(self, operation: str, where: str, call: Callable[[], Awaitable[T]]) -> T:
         await self._trouble.pass_by()
+        await self._trouble.be_held(operation, where)
         self._trouble.hook("before", operation, where)
         result = await call()
         await self._trouble.pass_by()

@@ -11,7 +11,7 @@ from messages import names
 from messages.codec import encode
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.ports import Outgoing
-from messages.schemas import AggregateRound, GraceOver
+from messages.schemas import GraceOver
 from orchestrator.experiment.announcing import announcement_for, awaited
 from orchestrator.experiment.state import Aggregating, Collecting
 from tests.scenario.machine_base import Federation
@@ -104,29 +104,32 @@ class Rounds(Federation):
         self.settle()
 
     @rule()
-    def an_earlier_sum_is_asked_for_again_while_this_one_is_due(self) -> None:
-        """Whoever was to sum this round died; the next one finds an old request before the new one."""
-        for process in self.alive():
-            process.trouble.at_next("create exp_", "crash-before")
-        self.all_answer()
-        state = self.world.state()
-        if isinstance(state, Aggregating) and state.closed.round > 0 and not self.alive():
-            self._posted_to_work(AggregateRound(run=state.run.id, round=state.closed.round - 1))
-            self.messages_change_places(names.WORK, -1)
+    def a_slow_sum_is_overtaken(self) -> None:
+        """Its lock lapses, and another orchestrator sums that round; when the slow one is done, the next sum is due."""
+        slow = self.only_one()
+        slow.trouble.hold_at("create exp_")
+        self.all_answer(times=1)
+        if slow.trouble.holding:
             self.lapse(names.WORK)
-            self.start_one()
+            self.do(self.world.clock.advance(0.001))
+            other = self.start_one()
+            other.trouble.hold_at("create exp_")
+            self.all_answer(times=1)
+            slow.trouble.release()
+            self.settle()
+            other.trouble.release()
+        slow.trouble.release()
+        self.settle()
 
     @rule()
     def a_grace_over_comes_that_nobody_scheduled(self) -> None:
         """Anyone with the right to send to the queue can post one."""
         state = self.collecting()
         if state is not None and state.grace_until is None:
-            self._posted_to_work(GraceOver(run=state.run.id, round=state.round, announcement=state.announcement))
-
-    def _posted_to_work(self, message: GraceOver | AggregateRound) -> None:
-        stray = Outgoing(body=encode(message), message_id=f"stray-{len(self.past)}", subject=message.kind)
-        self.world.broker.accept(names.WORK, stray)
-        self.settle()
+            over = GraceOver(run=state.run.id, round=state.round, announcement=state.announcement)
+            stray = Outgoing(body=encode(over), message_id=f"stray-{len(self.past)}", subject=over.kind)
+            self.world.broker.accept(names.WORK, stray)
+            self.settle()
 
     # --- what silos say that they should not ---------------------------------------------------------------------
 
