@@ -7,7 +7,7 @@ Relative paths mean the directory of the YAML file, wherever the process was sta
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -41,6 +41,8 @@ SettingsPath = Annotated[Path, AfterValidator(_resolve)]
 """A path in a settings file: absolute once loaded."""
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """The name of an environment variable."""
+ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]
+"""The name of a container of blobs."""
 Credential = Literal["managed-identity", "workload-identity", "azure-cli", "environment", "default"]
 """How this process proves who it is to Azure. `default` tries them all, which is slow and for laptops."""
 
@@ -103,16 +105,20 @@ class StoreSettings(Settings):
     connection_string_file: SettingsPath | None = None
     sas_env: VariableName | None = None
     sas_file: SettingsPath | None = None
+    sas_files: Mapping[ContainerName, SettingsPath] | None = None
+    """A signature for each container, in a file of its own: then each can have exactly its verbs."""
     ca_file: SettingsPath | None = None
 
     @model_validator(mode="after")
     def _says_one_place(self) -> Self:
         _exactly_one(self, ("directory", "account_url", "connection_string_env", "connection_string_file"))
-        keys = [n for n in ("credential", "sas_env", "sas_file") if getattr(self, n) is not None]
+        keys = [n for n in ("credential", "sas_env", "sas_file", "sas_files") if getattr(self, n) is not None]
         if self.account_url is None and keys:
             raise ValueError(f"`{keys[0]}` belongs to `account_url`")
         if self.account_url is not None and len(keys) != 1:
-            raise ValueError("with `account_url` set exactly one of `credential`, `sas_env` and `sas_file`")
+            raise ValueError(
+                "with `account_url` set exactly one of `credential`, `sas_env`, `sas_file` and `sas_files`"
+            )
         return self
 
     def connection_string(self) -> SecretStr | None:
@@ -122,6 +128,12 @@ class StoreSettings(Settings):
     def sas(self) -> SecretStr | None:
         """The shared access signature, if that is the way in. Raises SettingsError when it is not where it is said."""
         return _secret("store", self.sas_env, self.sas_file, what="sas")
+
+    def sas_by_container(self) -> dict[str, SecretStr] | None:
+        """The signature of each container, if those are the way in. Raises SettingsError as `sas` does."""
+        if self.sas_files is None:
+            return None
+        return {name: _from_file(path, f"store.sas_files.{name}") for name, path in self.sas_files.items()}
 
 
 def load_yaml(path: Path, model: type[M]) -> M:
@@ -216,15 +228,16 @@ def _exactly_one(settings: BaseModel, fields: tuple[str, ...]) -> None:
 def _secret(section: str, variable: str | None, path: Path | None, what: str = "connection_string") -> SecretStr | None:
     if variable is not None:
         return SecretStr(_from_environment(variable, f"{section}.{what}_env"))
-    if path is None:
-        return None
+    return None if path is None else _from_file(path, f"{section}.{what}_file")
+
+
+def _from_file(path: Path, field: str) -> SecretStr:
     try:
         value = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        field = f"{section}.{what}_file"
         raise SettingsError(f"{field}: {path} cannot be read ({type(error).__name__}); create it, mode 0600.") from None
     if not value:
-        raise SettingsError(f"{section}.{what}_file: {path} is empty; put the secret into it.")
+        raise SettingsError(f"{field}: {path} is empty; put the secret into it.")
     return SecretStr(value)
 
 

@@ -19,11 +19,14 @@ def open_bus(settings: BusSettings) -> Bus:
     """The bus that `settings` speak of. Raises SettingsError when a secret is not where they say."""
     from messages.transport.servicebus import ServiceBus, client_options
 
-    options = client_options(
-        websocket=settings.transport == "amqp-over-websocket",
-        proxy=_proxy(settings),
-        ca_file=None if settings.ca_file is None else str(settings.ca_file),
-    )
+    try:
+        options = client_options(
+            websocket=settings.transport == "amqp-over-websocket",
+            proxy=_proxy(settings),
+            ca_file=None if settings.ca_file is None else str(settings.ca_file),
+        )
+    except OSError as error:  # ssl's errors are of this kind
+        raise SettingsError(f"bus.ca_file: {settings.ca_file} holds no certificates: {error.strerror}") from None
     connection_string = settings.connection_string()
     if connection_string is not None:
         try:
@@ -43,7 +46,7 @@ def open_store(settings: StoreSettings) -> Store:
         return DirectoryStore(settings.directory)
     from messages.transport import azure_blob
 
-    connection_string, sas = settings.connection_string(), settings.sas()
+    connection_string, sas, by_container = settings.connection_string(), settings.sas(), settings.sas_by_container()
     if connection_string is not None:
         try:
             return azure_blob.connect(connection_string=connection_string.get_secret_value(), ca_file=settings.ca_file)
@@ -53,6 +56,9 @@ def open_store(settings: StoreSettings) -> Store:
         return azure_blob.connect(
             account_url=settings.account_url, sas=sas.get_secret_value(), ca_file=settings.ca_file
         )
+    if by_container is not None:
+        signatures = {name: signature.get_secret_value() for name, signature in by_container.items()}
+        return azure_blob.connect(account_url=settings.account_url, sas=signatures, ca_file=settings.ca_file)
     if settings.account_url is None or settings.credential is None:
         raise SettingsError("store: none of a directory, an account and a connection string is given")
     credential = open_credential(settings.credential)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from messages.settings import BusSettings, Settings, SettingsError, SettingsPath, StoreSettings, load_yaml
 from messages.transport.connect import open_bus, open_store
 from messages.transport.directory import DirectoryStore
+from tests.certificates import make_certificates
 
 SECRET = "c2VjcmV0c2VjcmV0"
 
@@ -180,7 +182,7 @@ async def test_the_way_through_the_network_reaches_the_sdk(tmp_path: Path, monke
                 "namespace": "x.servicebus.windows.net",
                 "credential": "azure-cli",
                 "proxy": proxy,
-                "ca_file": str(tmp_path / "ca.pem"),
+                "ca_file": str(make_certificates(tmp_path).ca),
             }
         )
     )
@@ -192,9 +194,21 @@ async def test_the_way_through_the_network_reaches_the_sdk(tmp_path: Path, monke
         "username": "someone",
         "password": SECRET,
     }
-    assert config.connection_verify == str(tmp_path / "ca.pem")
+    (trusted,) = bus._client._ssl_context.get_ca_certs()
+    assert "an authority for tests" in str(trusted["subject"])
+    assert bus._client._ssl_context.verify_mode is ssl.CERT_REQUIRED
+    assert bus._client._ssl_context.check_hostname
     assert config.retry_total == 0
     await bus.close()
+
+
+@pytest.mark.parametrize("text", [None, "", "not a certificate"])
+def test_a_file_without_certificates_is_told(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=rf"bus.ca_file: {file} holds no certificates"):
+        open_bus(BusSettings(namespace="x.servicebus.windows.net", credential="azure-cli", ca_file=file))
 
 
 async def test_a_credential_this_machine_does_not_offer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
