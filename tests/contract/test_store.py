@@ -1,12 +1,13 @@
 """What every store promises, over all of them: memory, directory, and Azure Blob through its real SDK.
 
-Azure Blob runs over a fake server; and over the account in SILOBUS_TEST_BLOB (a connection string; Azurite will do), in
-containers of its own that it deletes afterwards.
+Azure Blob runs over a fake server; over Azurite, where it is installed (`make test-azurite`); and over the account in
+SILOBUS_TEST_BLOB (a connection string), in containers of its own that it deletes afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from azure.core.exceptions import HttpResponseError
 from azure.storage.blob.aio import BlobServiceClient
 
 from messages.errors import AlreadyExists, Conflict, NotFound, Poison
@@ -24,22 +26,18 @@ from messages.transport.azure_blob import AzureBlobStore
 from messages.transport.directory import DirectoryStore
 from messages.transport.memory_store import MemoryStore
 from messages.weights import scan_blob, scan_file
+from tests.fakes.azurite import azurite, left_out
 from tests.fakes.blob_server import BlobServer
 
 ACCOUNT = os.environ.get("SILOBUS_TEST_BLOB")
-UNSET = "SILOBUS_TEST_BLOB is not set: it names the account (or Azurite) to test with"
+KINDS = ["memory", "directory", "blob-fake"]
+KINDS += [] if left_out() else ["blob-azurite"]  # that it is left out is said once, in tests/e2e/test_azurite.py
+KINDS += ["blob-account"] if ACCOUNT else []
 LARGE = 5 * 1024 * 1024 + 13
 """Bytes that need several blocks and ranges."""
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        "directory",
-        "blob-fake",
-        pytest.param("blob-account", marks=pytest.mark.skipif(not ACCOUNT, reason=UNSET)),
-    ]
-)
+@pytest.fixture(params=KINDS)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Store, str]]:
     """A store, and a container in it that is empty."""
     match request.param:
@@ -49,6 +47,9 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             yield DirectoryStore(tmp_path / "store"), "place"
         case "blob-fake":
             async with BlobServer(page_size=3) as server, _account(server.connection_string) as place:
+                yield place
+        case "blob-azurite":
+            async with _account(azurite().connection_string) as place:
                 yield place
         case _:
             async with _account(str(ACCOUNT)) as place:
@@ -67,7 +68,7 @@ class _account:
         return AzureBlobStore(self.service, whole=1 << 20, block=2 << 20), self.name
 
     async def __aexit__(self, *_: object) -> None:
-        if ACCOUNT:
+        with contextlib.suppress(HttpResponseError):  # the fake server deletes none
             await self.service.delete_container(self.name)
         await self.service.close()
 
