@@ -20,6 +20,7 @@ from silobus.round import Round, Told
 from silobus.share import checked
 from silobus.state import Origins, read_state, restore, structure_of, write_state
 from silobus.tensors import kind_of
+from silobus.tracking import track
 from silobus.weights import copy_private, divide, load, write_private, write_update
 
 PURPOSES = ("initialise", "train", "evaluate")
@@ -123,6 +124,7 @@ class FederatedRound(Round):
                 write_state(_made(self._target / "state"), name, obj)
         if (self._target / "state").exists():
             make_names_durable(self._target / "state")
+        track(self._metrics, round_number=self.round)
         samples, steps = self._submitted or (0, 0)
         write_json(
             self._target / "report.json",

@@ -139,12 +139,14 @@ class Files:
         for name, digest in sorted(files.items()):
             if name != "update.safetensors" and not name.startswith("state/"):
                 continue
+            if not isinstance(digest, str):
+                raise Incomplete(f"the job's process does not say what is in {name}")
             if not all(_PART.fullmatch(part) for part in name.split("/")):
                 raise Incomplete(f"{name} is no name for a file of the private state on AzureML")
             await self._fetch(f"{result}/{name}", target / name, digest)
         await self._fetch(f"{result}/report.json", target / "report.json", None)
 
-    async def _fetch(self, blob: str, target: Path, digest: object) -> None:
+    async def _fetch(self, blob: str, target: Path, digest: str | None) -> None:
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
         await asyncio.to_thread(target.unlink, missing_ok=True)
         try:

@@ -59,6 +59,8 @@ class AzureMLDouble:
         self.asked: list[Asked] = []
         self.fates: deque[str | None] = deque()
         """How the next jobs end, of `azureml_jobs.ENDS`; None: as their command does."""
+        self.fates_by_name: dict[str, str] = {}
+        """How jobs end whose names match a pattern, if `fates` says nothing."""
         self.answers: deque[tuple[str, int]] = deque()
         """To the next requests of this method: this status, instead of an answer; 0: done, but the answer is lost."""
         self.held = False
@@ -228,7 +230,8 @@ class AzureMLDouble:
                 if self._second_put == 409:
                     raise Refused(409, "UserError", f"A job with this name already exists. {SECRET}")
                 return 200, self.jobs[name].document(path)
-            fate = self.fates.popleft() if self.fates else None
+            patterns = (fate for pattern, fate in self.fates_by_name.items() if re.search(pattern, name))
+            fate = self.fates.popleft() if self.fates else next(patterns, None)
             host = f"127.0.0.1:{self._server.server_port}"
             job = self.jobs[name] = Job(name, said, fate, self.datastores, self._queued, host)
         if not self.held:

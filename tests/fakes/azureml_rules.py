@@ -52,7 +52,7 @@ def faults(name: str, body: Mapping[str, Any], datastores: Mapping[str, Any]) ->
         yield "distributionType is not PyTorch"
     if job.resources is None or not isinstance(job.resources.instance_count, int) or job.resources.instance_count < 1:
         yield "resources.instanceCount is at least 1"
-    for key, value in (job.environment_variables or {}).items():
+    for key, value in (body["properties"].get("environmentVariables") or {}).items():
         if not isinstance(value, str):
             yield f"environmentVariables.{key} is no text"
     yield from _ports(job, datastores)
