@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from messages import names
-from messages.errors import LockLost
+from messages.errors import Forbidden, LockLost
 from messages.ports import Bus, Delivery, Outgoing
 from orchestrator.cli import queues
 from orchestrator.cli.federation import Config, Dir, Federation, reach
@@ -28,6 +28,11 @@ All = Annotated[bool, typer.Option("--all", help="All that are there now.")]
 
 WAIT = 2.0
 """Seconds to wait for a dead letter that was just seen."""
+
+SPEAKS_AS_A_SILO = (
+    "{queue} takes messages of its silo alone, and nobody else should get that right. No run waits for a dead letter:\n"
+    "discard it. After `silobus reconcile` the silo is asked again for whatever is still wanted."
+)
 
 
 @app.command("list")
@@ -58,8 +63,12 @@ async def list_(
 @app.command()
 @command
 async def show(
+    *,
     queue: Queue,
     sequence: Annotated[int, typer.Argument(help="Its sequence number, as listed.")],
+    body: Annotated[
+        bool, typer.Option("--body", help="Its body alone, as it is: to put right and post again.")
+    ] = False,
     directory: Dir = None,
     config: Config = None,
     as_json: Json = False,
@@ -70,6 +79,9 @@ async def show(
     letter = next((i for i in letters if i.sequence_number == sequence), None)
     if letter is None:
         raise _missing(queue, {sequence})
+    if body:
+        say(letter.body.decode("utf-8", "replace"))
+        return
     if as_json:
         say_json(queues.in_full(letter) | {"queue": queue})
         return
@@ -87,7 +99,12 @@ async def replay(
     """Sends dead letters again, under new ids, and then removes them."""
     async with reach(directory, config) as federation, _taken(federation, queue, sequences, everything) as letters:
         for letter in letters:
-            await federation.bus.send(queue, again(queue, letter))
+            try:
+                await federation.bus.send(queue, again(queue, letter))
+            except Forbidden:
+                if queue not in map(names.from_silo, federation.silos):
+                    raise
+                raise Complaint(SPEAKS_AS_A_SILO.format(queue=queue)) from None
             with suppress(LockLost):  # sent; the next replay would send the same under the same id
                 await federation.bus.complete(letter)
             say(f"Sent {letter.sequence_number} to {queue} again.")

@@ -26,7 +26,10 @@ from orchestrator.cli import initial, watch
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.queues import walk
 from orchestrator.cli.standing import Reader
-from orchestrator.cli.terminal import Complaint, command, say
+from orchestrator.cli.terminal import Complaint, command, say, warn
+
+PATIENCE = 15.0
+"""Seconds without an answer to a start after which that is said."""
 
 
 @command
@@ -138,6 +141,8 @@ async def accepted(federation: Federation, message: posted.StartExperiment, sent
     """Returns the run that it became. Raises Complaint when the orchestrator set the message aside instead."""
     run = names.run_id(message.experiment, sent.message_id, sent.body)
     reader = Reader(federation.store)
+    loop = asyncio.get_running_loop()
+    patience: float | None = loop.time() + PATIENCE
     while True:
         standing = await reader.read(message.experiment)
         if standing is not None and standing.run is not None and standing.run.id == run:
@@ -149,6 +154,9 @@ async def accepted(federation: Federation, message: posted.StartExperiment, sent
                     f"({letter.dead_letter_reason})\n"
                     f"The message is dead letter {letter.sequence_number} of {names.EXPERIMENTS}."
                 )
+        if patience is not None and loop.time() > patience:
+            warn("No orchestrator has taken the start yet. It waits in `experiments`, and nothing is lost.")
+            patience = None
         await asyncio.sleep(federation.watch_interval)
 
 

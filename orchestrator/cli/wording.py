@@ -25,12 +25,15 @@ from orchestrator.experiment.state import (
 QUIET: Final = 45.0
 """Seconds without a heartbeat after which work counts as silent: three, as agents send them unless told otherwise."""
 
+LATE: Final = 15.0
+"""Seconds after its deadline in which a round may still be closed."""
+
 
 def unknown(experiment: str) -> Complaint:
     """No such experiment."""
     return Complaint(
-        f"There is no experiment {experiment}. `silobus status` lists those there are; a start that was refused is "
-        "in `silobus dead-letters list experiments`."
+        f"There is no experiment {experiment}. `silobus status` lists those there are; a start that was refused is in "
+        "`silobus dead-letters list experiments`, one that nobody has taken yet in `silobus queues peek experiments`."
     )
 
 
@@ -63,12 +66,16 @@ def round_of(standing: Standing) -> int | None:
 
 
 def phase_of(standing: Standing) -> str:
-    """The phase, in words."""
-    match standing.state:
-        case Collecting() | Paused() as state:
-            return f"{state.phase}, to {state.purpose.value}"
-        case _:
-            return standing.state.phase
+    """The phase, in words; that it was announced again, and that a pause was asked for."""
+    state = standing.state
+    words: str = state.phase
+    if isinstance(state, Collecting | Paused):
+        words += f", to {state.purpose.value}"
+    if isinstance(state, Collecting) and state.reminded:
+        words += f", announced again ({state.reminded} of {state.run.request.quorum.reminders})"
+    if isinstance(state, Collecting | Aggregating) and state.pausing:
+        words += "; pauses when this round is over"
+    return words
 
 
 def waiting_for(standing: Standing) -> str | None:
@@ -80,7 +87,8 @@ def waiting_for(standing: Standing) -> str | None:
             what = {Purpose.INITIALISE: "initial weights", Purpose.EVALUATE: "metrics"}.get(state.purpose, "updates")
             who = f"{what} from {', '.join(open_silos)}" if open_silos else "the deadline"
             until = state.grace_until or state.deadline
-            return f"{who} (has {have}, needs {state.quorum}, until {until:%Y-%m-%d %H:%M:%S} UTC)"
+            over = f"; OVERDUE by {late:.0f} s" if (late := overdue(standing)) else ""
+            return f"{who} (has {have}, needs {state.quorum}, until {until:%Y-%m-%d %H:%M:%S} UTC{over})"
         case Aggregating() as state:
             return f"the sum of {len(state.closed.updates)} updates"
         case Paused():
@@ -89,6 +97,18 @@ def waiting_for(standing: Standing) -> str | None:
             return None
         case _:
             assert_never(standing.state)
+
+
+def overdue(standing: Standing) -> float | None:
+    """Seconds since the open round should have closed or been announced again, once they are more than a delay.
+
+    Then no orchestrator works, or the message that was to wake it is lost.
+    """
+    if not isinstance(standing.state, Collecting):
+        return None
+    until = standing.state.grace_until or standing.state.deadline
+    late = (standing.read_at - until).total_seconds()
+    return late if late > LATE else None
 
 
 def reason_of(standing: Standing) -> str | None:
@@ -174,6 +194,7 @@ def history(standing: Standing) -> list[dict[str, Any]]:
             "outcome": record.outcome.value,
             "updates": len(record.updates),
             "others": dict(record.others),
+            "silos": {u.silo: {"samples": u.samples, "norm": u.norm} for u in record.updates},
             "metrics": measured(standing, number),
             "seconds": round((record.over_at - record.opened_at).total_seconds(), 3),
         }
@@ -216,7 +237,9 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "rounds": run.request.rounds if run else None,
         "phase": standing.state.phase,
         "purpose": standing.state.purpose.value if isinstance(standing.state, Collecting | Paused) else None,
+        "announcement": standing.state.announcement if isinstance(standing.state, Collecting) else None,
         "waiting_for": waiting_for(standing),
+        "overdue": overdue(standing),
         "reason": reason_of(standing),
         "started_at": run.started_at if run else None,
         "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,

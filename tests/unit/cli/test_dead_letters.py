@@ -48,6 +48,22 @@ def test_show_has_the_whole_message(buried: Federation) -> None:
     assert "Because of 1." in result.stdout
 
 
+def test_show_can_give_the_body_alone(buried: Federation) -> None:
+    result = buried("dead-letters", "show", "experiments", sequences(buried)[1], "--body")
+
+    assert result.stdout == '{"n": 1}\n'
+
+
+def test_a_right_that_is_missing_elsewhere_is_a_right_that_is_missing(buried: Federation) -> None:
+    def refuses(when: str, operation: str, queue: str) -> None:
+        if operation == "send":
+            raise Forbidden(f"cannot send to {queue!r}")
+
+    buried.faults = refuses
+
+    assert buried("dead-letters", "replay", "experiments", "--all").stderr.startswith("Not allowed: cannot send")
+
+
 def test_replay_sends_it_under_a_new_id_and_removes_it(buried: Federation) -> None:
     result = buried("dead-letters", "replay", "experiments", sequences(buried)[1])
 
@@ -92,7 +108,7 @@ def test_where_the_operator_may_not_send_the_dead_letter_stays_and_is_free_again
     result = silobus("dead-letters", "replay", "from-north", "--all")
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("Not allowed: cannot send to 'from-north'\n")
+    assert result.stderr.startswith("from-north takes messages of its silo alone")
     assert silobus.broker.take("from-north/$DeadLetterQueue") is not None
 
 

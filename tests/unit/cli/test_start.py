@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from messages import codec, experiments, names
 from orchestrator import cli
+from orchestrator.cli import experiments as starting
 from tests.unit.cli.conftest import Federation, run
 
 TEN_LINES = {"kind": "start-experiment", "experiment": "bc-1", "task": "breast-cancer", "rounds": 5}
@@ -183,3 +185,26 @@ def test_a_script_that_never_loads_a_model_is_told_so(silobus: Federation, messa
 
     assert result.exit_code == 1
     assert "rnd.load(model)" in result.stderr
+
+
+def test_waiting_says_that_nobody_has_taken_the_start(
+    silobus: Federation, message: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    async def sleeps(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > 2:
+            raise Enough
+
+    looks: list[float] = []
+    said: list[str] = []
+    monkeypatch.setattr(starting, "PATIENCE", -1.0)
+    monkeypatch.setattr(starting, "warn", said.append)
+    monkeypatch.setattr(asyncio, "sleep", sleeps)
+
+    with pytest.raises(Enough):
+        silobus("start", message, "--wait")
+
+    assert said == ["No orchestrator has taken the start yet. It waits in `experiments`, and nothing is lost."]

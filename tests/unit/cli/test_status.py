@@ -15,7 +15,7 @@ from messages import names
 from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.watch import Lines, view
-from orchestrator.cli.wording import as_json, status_of, waiting_for
+from orchestrator.cli.wording import as_json, phase_of, status_of, waiting_for
 from orchestrator.documents import ExperimentDocument, Numbered, Presence
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.metrics import PooledMetric
@@ -83,7 +83,7 @@ def record(number: int, *, loss: float, silos: tuple[str, ...] = ("east", "north
 
 
 def standing(state: State, *records: RoundRecord) -> Standing:
-    return Standing("exp", state, {r.round: r for r in records}, {})
+    return Standing("exp", state, {r.round: r for r in records}, {}, at(60))
 
 
 def beating(silo: str, second: float, *, seen: float | None = None) -> Presence:
@@ -135,6 +135,37 @@ def test_a_round_waits_for_those_who_have_not_answered() -> None:
         "south": "asked",
     }
     assert (said["round"], said["rounds"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("now", "late"), [(115, None), (116, 16), (700, 600)])
+def test_a_round_that_should_be_over_says_so(now: float, late: float | None) -> None:
+    said = as_json(Standing("exp", training(), {}, {}, at(now)))
+
+    assert said["overdue"] == late
+    assert said["waiting_for"].endswith(" UTC)" if late is None else f" UTC; OVERDUE by {late} s)")
+
+
+def test_the_end_of_the_grace_counts_where_there_is_one() -> None:
+    state = training().model_copy(update={"grace_until": at(20)})
+
+    assert as_json(Standing("exp", state, {}, {}, at(50)))["overdue"] == 30
+
+
+def test_a_round_that_was_announced_again_and_a_pause_that_was_asked_for_are_said() -> None:
+    state = training()
+    again = state.model_copy(update={"announcement": 3, "reminded": 1, "pausing": True})
+
+    assert phase_of(standing(state)) == "collecting, to train"
+    assert phase_of(standing(again)) == (
+        "collecting, to train, announced again (1 of 1); pauses when this round is over"
+    )
+    assert as_json(standing(again))["announcement"] == 3
+
+
+def test_the_history_says_who_was_summed_and_with_which_norm() -> None:
+    said = as_json(standing(ENDED, record(1, loss=0.9, silos=("east",))))
+
+    assert said["history"][0]["silos"] == {"east": {"samples": 10, "norm": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +247,8 @@ def test_an_unknown_experiment_is_said(silobus: Federation, arguments: tuple[str
     assert result.exit_code == 1
     assert " ".join(result.stderr.split()) == (
         "There is no experiment nothing. `silobus status` lists those there are; a start "
-        "that was refused is in `silobus dead-letters list experiments`."
+        "that was refused is in `silobus dead-letters list experiments`, one that nobody has "
+        "taken yet in `silobus queues peek experiments`."
     )
 
 
