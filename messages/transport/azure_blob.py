@@ -6,13 +6,12 @@ told in our words, from status and error code only: the SDK's own texts may hold
 
 What each operation needs, in the words of `messages/rights.yaml`:
 
-    read, open, fetch           read
-    list                        list
-    write of a new document     create, or write
-    write over a version        write
-    create, up to 32 MiB        create, or write
-    create of more              write; and read, to look for the blob first and to go on where an earlier try stopped
-    delete                      delete
+    read, open, fetch                       read
+    list                                    list
+    write, create of what is not there      create, or write; and read, to tell "it is there" from "it is forbidden"
+    create of more than 32 MiB              write; and read, to go on where an earlier try stopped
+    write over a version                    write
+    delete                                  delete
 """
 
 from __future__ import annotations
@@ -94,11 +93,10 @@ class AzureBlobStore:
         blob = self._blob(container, name)
         lost = Conflict(f"{container}/{name} was written by somebody else; read it again.")
         try:
-            with _in_our_words(f"{container}/{name}", "create" if if_match is None else "write"):
-                if if_match is None:
-                    answer = await blob.upload_blob(data, length=len(data), overwrite=False)
-                else:
-                    answer = await blob.upload_blob(data, length=len(data), overwrite=True, **_unchanged(if_match))
+            if if_match is None:
+                return await _create_whole(blob, f"{container}/{name}", data)
+            with _in_our_words(f"{container}/{name}", "write"):
+                answer = await blob.upload_blob(data, length=len(data), overwrite=True, **_unchanged(if_match))
         except (AlreadyExists, Conflict):
             raise lost from None
         return str(answer["etag"])
@@ -108,12 +106,12 @@ class AzureBlobStore:
         blob = self._blob(container, name)
         size = len(source) if isinstance(source, bytes) else (await asyncio.to_thread(source.stat)).st_size
         try:
-            if not isinstance(source, bytes) and size > self._whole:
-                await _create_from_blocks(blob, source, size, self._block)
-                return
             with _in_our_words(f"{container}/{name}", "create"):
+                if not isinstance(source, bytes) and size > self._whole:
+                    await _create_from_blocks(blob, source, size, self._block)
+                    return
                 data = source if isinstance(source, bytes) else await asyncio.to_thread(source.read_bytes)
-                await blob.upload_blob(data, length=len(data), overwrite=False)
+                await _create_whole(blob, f"{container}/{name}", data)
         except Conflict:
             raise AlreadyExists(f"{container}/{name} is there already.") from None
 
@@ -207,6 +205,16 @@ class _BlobReader:
         """Nothing is held."""
 
 
+async def _create_whole(blob: BlobClient, label: str, data: bytes) -> str:
+    try:
+        with _in_our_words(label, "create (and it must not be there yet)"):
+            answer = await blob.upload_blob(data, length=len(data), overwrite=False)
+    except Forbidden:  # one who may create and not replace may be told no more, and looks for it
+        await _see_that_it_is_not_there(blob, label)
+        raise
+    return str(answer["etag"])
+
+
 async def _create_from_blocks(blob: BlobClient, source: Path, size: int, block: int) -> None:
     """Sends the file in parallel. Blocks count for nothing until they are listed, and that happens only once."""
     label = f"{blob.container_name}/{blob.blob_name}"
@@ -216,8 +224,7 @@ async def _create_from_blocks(blob: BlobClient, source: Path, size: int, block: 
     made: dict[int, str] = {}
 
     async def stage(offset: int) -> None:
-        part = (source, offset, min(length, size - offset), offset // length)
-        name, data = await asyncio.to_thread(part_of, *part)
+        name, data = await asyncio.to_thread(part_of, source, offset, min(length, size - offset), offset // length)
         if there.get(name) != len(data):
             with _in_our_words(label, f"write (for a file of {size} bytes, which travels in blocks)"):
                 await blob.stage_block(name, data, length=len(data))
@@ -228,7 +235,7 @@ async def _create_from_blocks(blob: BlobClient, source: Path, size: int, block: 
         with _in_our_words(label, "write"):
             blocks = [BlobBlock(made[offset]) for offset in sorted(made)]
             await blob.commit_block_list(blocks, match_condition=MatchConditions.IfMissing)
-    except _BlocksAreGone:
+    except Transient:  # perhaps somebody else was first, and with the blob made our blocks are gone
         await _see_that_it_is_not_there(blob, label)
         raise
 
@@ -246,10 +253,6 @@ async def _staged(blob: BlobClient, label: str) -> dict[str, int]:
         _, uncommitted = await blob.get_block_list("uncommitted")
         return {str(block.id): int(block.size) for block in uncommitted}
     return {}
-
-
-class _BlocksAreGone(Transient):
-    """Somebody else has made the blob, with other blocks; or they were kept for too long."""
 
 
 def _unchanged(etag: str) -> dict[str, Any]:
@@ -282,19 +285,15 @@ def _translated(about: str, verb: str, error: HttpResponseError) -> SilobusError
             return NotFound(f"{said}.")
         case 409 if code == StorageErrorCode.BLOB_ALREADY_EXISTS:
             return AlreadyExists(f"{said}.")
-        case 403 if code == StorageErrorCode.UNAUTHORIZED_BLOB_OVERWRITE and verb == "create":
-            return AlreadyExists(f"{said}.")  # how one is told who may create, and not replace
+        case 403 if code == StorageErrorCode.UNAUTHORIZED_BLOB_OVERWRITE and verb.startswith("create"):
+            return AlreadyExists(f"{said}.")
         case 400 if code == StorageErrorCode.INVALID_BLOCK_LIST:
-            return _BlocksAreGone(f"{said}.")
+            return Transient(f"{said}.")
         case 412 | 416:
             return Conflict(f"{said}.")
         case 401 | 403:
-            return Forbidden(
-                f"{said}. The identity in use needs a role, or a signature that is still good, for: {verb}."
-            )
-        case 408 | 409 | 429:
-            return Transient(f"{said}.")
-        case status if status >= 500:
+            return Forbidden(f"{said}. The identity in use needs a role, or a signature that is good, for: {verb}.")
+        case status if status in (408, 409, 429) or status >= 500:
             return Transient(f"{said}.")
         case _:
             return SilobusError(f"{said}: the storage account does not understand the request.")

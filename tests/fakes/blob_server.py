@@ -146,8 +146,12 @@ class BlobServer:
         ]
         if asked.method == "PUT" and asked.query.get("comp") in ("block", "blocklist"):
             needed = "w"  # as Azurite has it: creating is not enough
-        if not set(needed) & set(asked.query.get("sp", "")):
+        granted = set(needed) & set(asked.query.get("sp", ""))
+        if not granted:
             raise Refused(403, "AuthorizationPermissionMismatch")
+        _, _, container, *name = asked.path.split("/", 3)
+        if granted == {"c"} and container in self.containers and "".join(name) in self.containers[container].blobs:
+            raise Refused(403, "UnauthorizedBlobOverwrite")
 
     def _existing(self, name: str) -> Container:
         if name not in self.containers:
