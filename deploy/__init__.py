@@ -1,0 +1,1 @@
+"""How Silobus gets onto machines: container images, and templates for Azure."""

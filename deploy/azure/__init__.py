@@ -1,0 +1,1 @@
+"""Templates for Azure, and what is generated for them from the table of rights."""

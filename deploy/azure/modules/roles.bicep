@@ -1,0 +1,50 @@
+// Three roles on blobs that Azure does not have: each is narrower than Storage Blob Data Contributor, which also deletes.
+
+@description('Models over 32 MiB travel in blocks, for which Azure asks for the right to write: creators may then replace.')
+param largeModels bool
+@description('Makes the names of the roles unique in the tenant.')
+param suffix string
+
+var here = resourceGroup().id
+var blobs = 'Microsoft.Storage/storageAccounts/blobServices/containers/blobs'
+var create = concat(['${blobs}/add/action'], largeModels ? ['${blobs}/write'] : [])
+var roles = [
+  {
+    key: 'writer'
+    called: 'Silobus Blob Writer'
+    description: 'Reads, lists, creates and replaces blobs; deletes none.'
+    dataActions: ['${blobs}/read', '${blobs}/write']
+  }
+  {
+    key: 'creator'
+    called: 'Silobus Blob Creator'
+    description: 'Reads and lists blobs, and creates new ones.'
+    dataActions: concat(['${blobs}/read'], create)
+  }
+  {
+    key: 'dropper'
+    called: 'Silobus Blob Dropper'
+    description: 'Creates new blobs, and reads none.'
+    dataActions: create
+  }
+]
+
+resource definitions 'Microsoft.Authorization/roleDefinitions@2022-04-01' = [
+  for role in roles: {
+    name: guid(resourceGroup().id, 'silobus', role.key)
+    properties: {
+      roleName: '${role.called} (${suffix})'
+      description: role.description
+      type: 'CustomRole'
+      permissions: [
+        {
+          actions: []
+          notActions: []
+          dataActions: role.dataActions
+          notDataActions: []
+        }
+      ]
+      assignableScopes: [here]
+    }
+  }
+]

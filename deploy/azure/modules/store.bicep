@@ -1,0 +1,94 @@
+// The storage account of the exchange, and the containers that belong to no silo.
+
+param name string
+param location string
+param isPrivate bool
+param containers array
+@description('Days for which what was deleted or replaced can be brought back. After that it is gone.')
+param softDeleteDays int
+@description('Days after which updates of silos are deleted: their rounds are long over.')
+param keepUpdatesDays int
+
+resource store 'Microsoft.Storage/storageAccounts@2023-05-01' = {
+  name: name
+  location: location
+  kind: 'StorageV2'
+  sku: {
+    name: isPrivate ? 'Standard_ZRS' : 'Standard_LRS'
+  }
+  properties: {
+    accessTier: 'Hot'
+    allowSharedKeyAccess: false
+    defaultToOAuthAuthentication: true
+    allowBlobPublicAccess: false
+    allowCrossTenantReplication: false
+    minimumTlsVersion: 'TLS1_2'
+    supportsHttpsTrafficOnly: true
+    publicNetworkAccess: isPrivate ? 'Disabled' : 'Enabled'
+    networkAcls: {
+      defaultAction: isPrivate ? 'Deny' : 'Allow'
+      bypass: 'None'
+    }
+  }
+}
+
+// No versions: an update that its silo wants deleted must be gone after the days above, whatever else happened to it.
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
+  parent: store
+  name: 'default'
+  properties: {
+    isVersioningEnabled: false
+    deleteRetentionPolicy: {
+      enabled: true
+      days: softDeleteDays
+      allowPermanentDelete: false
+    }
+    containerDeleteRetentionPolicy: {
+      enabled: true
+      days: softDeleteDays
+    }
+  }
+}
+
+resource each 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = [
+  for container in containers: {
+    parent: blobs
+    name: container
+    properties: {
+      publicAccess: 'None'
+    }
+  }
+]
+
+resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = {
+  parent: store
+  name: 'default'
+  properties: {
+    policy: {
+      rules: [
+        {
+          name: 'old-updates'
+          enabled: true
+          type: 'Lifecycle'
+          definition: {
+            filters: {
+              blobTypes: ['blockBlob']
+              prefixMatch: ['updates-']
+            }
+            actions: {
+              baseBlob: {
+                delete: {
+                  daysAfterModificationGreaterThan: keepUpdatesDays
+                }
+              }
+            }
+          }
+        }
+      ]
+    }
+  }
+}
+
+output id string = store.id
+output name string = store.name
+output url string = 'https://${store.name}.blob.${environment().suffixes.storage}'
