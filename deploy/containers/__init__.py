@@ -1,0 +1,1 @@
+"""Images, and a federation of containers on one machine."""
