@@ -8,9 +8,10 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks tests
+CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
+TOOLS := dist/tools
 
-.PHONY: help demo test check guards lint format schema constraints soak sdk-suite install clean
+.PHONY: help demo test check guards lint format schema constraints rights sbom audit soak sdk-suite install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
@@ -32,6 +33,7 @@ lint: $(STAMP)   ## Format, lint, types and architecture
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy -p deploy
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## Formats the code and sorts its imports
@@ -46,6 +48,25 @@ sdk-suite: $(STAMP) ## The Azure SDK's own queue tests, downloaded, against the 
 
 schema: $(STAMP) ## Writes docs/schemas/messages.json from the code
 	$(BIN)/silobus schema --write
+
+rights: $(STAMP) ## Writes deploy/azure/rights.json and the table beside it from messages/rights.yaml
+	$(BIN)/python -m deploy.azure.rights
+
+sbom: $(TOOLS)/.installed ## Writes dist/sbom.json, what an image is made of, as CycloneDX
+	rm -rf dist/runtime
+	"$(PYTHON)" -m venv dist/runtime
+	dist/runtime/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	$(TOOLS)/bin/cyclonedx-py environment dist/runtime/bin/python --pyproject pyproject.toml \
+	  --output-format JSON --output-file dist/sbom.json
+
+audit: $(TOOLS)/.installed ## Looks up every pinned version among known vulnerabilities
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# In an environment of their own: what they need is no part of what they look at.
+$(TOOLS)/.installed:
+	"$(PYTHON)" -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=6,<8' 'pip-audit>=2.9,<3'
+	@touch $@
 
 install: $(STAMP) ## The environment in .venv, and nothing else
 
