@@ -13,7 +13,7 @@ from pathlib import Path
 from messages.health import answering
 from messages.log import configure
 from messages.ports import Bus, Clock, Store
-from messages.settings import load_yaml
+from messages.settings import SettingsError, load_yaml
 from messages.transport.clock import SystemClock
 from messages.transport.connect import open_bus, open_credential, open_store
 from silo_agent.budget import Budget
@@ -23,7 +23,7 @@ from silo_agent.home import Home
 from silo_agent.node_hours import NodeHours
 from silo_agent.private_state import PrivateState
 from silo_agent.runners.azureml import AzureMLRunner, Site
-from silo_agent.runners.azureml_sdk import SdkWorkspace
+from silo_agent.runners.azureml_sdk import SdkWorkspace, is_installed
 from silo_agent.runners.dispatch import Dispatcher
 from silo_agent.runners.local import LocalRunner
 from silo_agent.service import Agent
@@ -73,14 +73,16 @@ async def _azureml(
     settings: SiloSettings, home: Home, clock: Clock, closing: contextlib.ExitStack
 ) -> AzureMLRunner | None:
     """The runner for tasks that ask for it; None when none does. Nothing is sent yet."""
-    asked = {name: task.compute.where for name, task in settings.tasks.items()}
+    found = ((name, task.compute.where) for name, task in settings.tasks.items())
+    asked = {name: where for name, where in found if isinstance(where, AzureML)}
+    if not asked:
+        return None
+    if not is_installed():
+        raise SettingsError("compute.azureml: azure-ai-ml is not installed here; install silobus[azureml].")
     sites = {
         name: Site(SdkWorkspace(where, open_credential(where.credential)), open_store(where.datastore.store))
         for name, where in asked.items()
-        if isinstance(where, AzureML)
     }
-    if not sites:
-        return None
     hours = await asyncio.to_thread(NodeHours, home.node_hours)
     closing.callback(hours.close)
     return AzureMLRunner(settings.silo, tasks=settings.tasks, sites=sites, hours=hours, clock=clock)

@@ -9,9 +9,6 @@ agent itself remembers is the ledger of node hours alone: a job that is open the
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import math
-import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar, final
@@ -21,13 +18,13 @@ from messages.log import EventLog
 from messages.ports import Clock, Store
 from messages.retry import Waits, retry_transient
 from messages.schemas import FailureCategory
-from silo_agent.compute import AzureML
 from silo_agent.node_hours import Charge, NodeHours
 from silo_agent.policy import Task
-from silo_agent.runners.azureml_files import Files, Folder, Incomplete, brought_along, folder
+from silo_agent.runners.azureml_files import Incomplete
 from silo_agent.runners.azureml_log import OwnersLog
+from silo_agent.runners.azureml_round import Ready, ready
 from silo_agent.runners.azureml_verdict import category, has_lost_its_node, said_no
-from silo_agent.runners.azureml_workspace import Order, Rejected, Seen, State, Story, Workspace
+from silo_agent.runners.azureml_workspace import Rejected, Seen, State, Story, Workspace
 from silo_agent.runners.port import Failed, Finished, Job, Outcome, OverBudget, Queued, Runner, Running
 
 T = TypeVar("T")
@@ -48,25 +45,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One round, ready to be a job."""
+    """One try of a round that is worked on."""
 
-    job: Job
-    azureml: AzureML
+    round: Ready
     workspace: Workspace
-    files: Files
-    given: Folder
-    digest: str
     log: OwnersLog
-
-    def name(self, silo: str, number: int) -> str:
-        return f"{self.job.run}-{self.job.round}-{silo}-{self.digest[:12]}-{number}"
-
-    def place(self, *parts: str) -> str:
-        return self.files.place("rounds", self.job.run, str(self.job.round), self.digest[:16], *parts)
-
-    @property
-    def most_hours(self) -> float:
-        return math.ceil(self.job.task.timeout) / 3600 * self.azureml.instances
 
 
 @final
@@ -125,20 +108,14 @@ class AzureMLRunner(Runner):
     # --- one round ---------------------------------------------------------------------------------------------------
 
     async def _prepare(self, job: Job, log: OwnersLog) -> _Work:
-        azureml = job.task.compute.azureml
-        assert azureml is not None  # noqa: S101  # the dispatcher asked
         site = self._sites[job.name]
-        given = await asyncio.to_thread(folder, job.input)
-        task = job.task.model_dump_json(include={"command", "environment", "compute", "code", "timeout"})
-        digest = hashlib.sha256(f"{given.digest}\n{job.name}\n{task}".encode()).hexdigest()
-        files = Files(site.store, azureml.datastore, self._silo)
-        return _Work(job, azureml, site.workspace, files, given, digest, log)
+        return _Work(await ready(job, self._silo, site.store), site.workspace, log)
 
     async def _run(self, work: _Work) -> Outcome:
         await self._cancel_others(work)
         lost = 0
         for number in range(1, _MOST_NAMES):
-            name = work.name(self._silo, number)
+            name = work.round.name(number)
             known = await asyncio.to_thread(self._hours.of, name)
             if known is not None and not known.open:
                 continue  # an earlier try's: its end was seen
@@ -146,9 +123,11 @@ class AzureMLRunner(Runner):
             if known is None and seen is not None and seen.state in (State.FAILED, State.CANCELED):
                 await work.log.say(f"{name} has failed before this agent knew of it: stepped over")
                 continue
-            if not await self._reserve(work, name, most=work.azureml.node_hours if seen is None else None):
-                spent = await asyncio.to_thread(self._hours.spent, work.job.name)
-                await work.log.say(f"not submitted: {spent:.3f} of {work.azureml.node_hours:g} node hours are spent")
+            if not await self._reserve(work, name, most=work.round.azureml.node_hours if seen is None else None):
+                spent = await asyncio.to_thread(self._hours.spent, work.round.job.name)
+                await work.log.say(
+                    f"not submitted: {spent:.3f} of {work.round.azureml.node_hours:g} node hours are spent"
+                )
                 return OverBudget()
             if seen is None:
                 seen = await self._submit(work, name, number)
@@ -157,18 +136,18 @@ class AzureMLRunner(Runner):
             if outcome is not None:
                 return outcome
             lost += 1
-            if lost > work.azureml.lost:
+            if lost > work.round.azureml.lost:
                 return Failed(FailureCategory.PREEMPTED)
         return Failed(FailureCategory.COMPUTE_UNAVAILABLE)
 
     async def _reserve(self, work: _Work, name: str, *, most: float | None) -> bool:
-        job = work.job
+        job = work.round.job
         charge = Charge(
             job=name,
             task=job.name,
             run=job.run,
             round=job.round,
-            hours=work.most_hours,
+            hours=work.round.most_hours,
             at=self._clock.now().isoformat(),
             open=True,
         )
@@ -176,55 +155,30 @@ class AzureMLRunner(Runner):
 
     async def _submit(self, work: _Work, name: str, number: int) -> Seen:
         try:
-            order = await self._order(work, name, number)
+            given = await work.round.given()
+            for place, content in given.values():
+                await self._patiently(lambda place=place, content=content: work.round.files.put(place, content))  # type: ignore[misc]
+            order = work.round.order(number, given)
             return await self._patiently(lambda: work.workspace.submit(order))
         except Rejected:
             await asyncio.to_thread(self._hours.settle, name, 0.0)
             raise
 
-    async def _order(self, work: _Work, name: str, number: int) -> Order:
-        """Puts everything on the datastore that the job is given."""
-        job, files = work.job, work.files
-        ours = await asyncio.to_thread(brought_along)
-        given: dict[str, tuple[str, Folder]] = {
-            "lib": (files.place("lib", ours.digest[:16]), ours),
-            "round": (work.place("in"), work.given),
-        }
-        if job.task.code.path is not None:
-            approved = await asyncio.to_thread(folder, job.task.code.path)
-            given["code"] = (files.place("code", job.task.code.sha256), approved)
-        for place, content in given.values():
-            await self._patiently(lambda place=place, content=content: files.put(place, content))  # type: ignore[misc]
-        options = [f"--{name} ${{{{inputs.{name}}}}}" for name in given]
-        options += [f"--data {name}=${{{{inputs.data_{name}}}}}" for name in work.azureml.data]
-        launch = f"python ${{{{inputs.lib}}}}/azureml_job.py --result ${{{{outputs.result}}}} {' '.join(options)}"
-        return Order(
-            name=name,
-            azureml=work.azureml,
-            display=f"{self._silo} {job.run} {job.round}",
-            command=f"{launch} -- {shlex.join(job.task.command)}",
-            environment=dict(job.task.environment),
-            folders={name: files.uri(place) for name, (place, _) in given.items()},
-            result=files.uri(work.place("out", str(number))),
-            timeout=math.ceil(job.task.timeout),
-        )
-
     async def _follow(self, work: _Work, seen: Seen, number: int) -> Outcome | None:
         """Until the job has ended; None: it has lost its node."""
-        result = work.place("out", str(number))
-        name, running_since = seen.name, None
+        result = work.round.result(number)
+        name = seen.name
         while not seen.state.is_over:
             if seen.state is State.RUNNING:
-                running_since = running_since or self._clock.now()
-                if work.azureml.output == "mount":
-                    await work.files.progress(result, work.job.output)
-                work.job.seen(Running())
-            else:
-                work.job.seen(Queued())
-            await self._clock.sleep(work.azureml.poll)
+                if work.round.azureml.output == "mount":
+                    await work.round.files.progress(result, work.round.job.output)
+                work.round.job.seen(Running())
+            elif seen.state is State.WAITING:
+                work.round.job.seen(Queued())
+            await self._clock.sleep(work.round.azureml.poll)
             found = await self._patiently(lambda: work.workspace.get(name), for_ever=True)
             if found is None:
-                await asyncio.to_thread(self._hours.settle, name, work.most_hours)
+                await asyncio.to_thread(self._hours.settle, name, work.round.most_hours)
                 await work.log.say(f"the job {name} is not there any more")
                 return Failed(FailureCategory.KILLED)
             seen = found
@@ -233,12 +187,12 @@ class AzureMLRunner(Runner):
     async def _ended(self, work: _Work, seen: Seen, result: str) -> Outcome | None:
         story = await work.workspace.story(seen)
         seconds = self._seconds(seen.name, story)
-        left = await self._patiently(lambda: work.files.left(result))
+        left = await self._patiently(lambda: work.round.files.left(result))
         await work.log.end(seen, story, left)
-        finished = seen.state is State.COMPLETED and await self._patiently(lambda: work.files.has_report(result))
+        finished = seen.state is State.COMPLETED and await self._patiently(lambda: work.round.files.has_report(result))
         try:
             if finished:
-                await self._patiently(lambda: work.files.take(result, work.job.output))
+                await self._patiently(lambda: work.round.files.take(result, work.round.job.output))
         except Incomplete:
             await self._settle(work, seen.name, seconds)
             raise
@@ -247,17 +201,17 @@ class AzureMLRunner(Runner):
             return Finished()
         if has_lost_its_node(seen.state, story, left):
             return None
-        return Failed(category(seen.state, story, left, seconds=seconds, timeout=work.job.task.timeout))
+        return Failed(category(seen.state, story, left, seconds=seconds, timeout=work.round.job.task.timeout))
 
     async def _settle(self, work: _Work, name: str, seconds: float) -> None:
-        await asyncio.to_thread(self._hours.settle, name, seconds / 3600 * work.azureml.instances)
+        await asyncio.to_thread(self._hours.settle, name, seconds / 3600 * work.round.azureml.instances)
 
     # --- what is not waited for --------------------------------------------------------------------------------------
 
     async def _cancel_others(self, work: _Work) -> None:
         """The owner may have changed the task, or the round's input be another: what ran on the old is not wanted."""
-        begin = work.name(self._silo, 0)[:-1]
-        for charge in await asyncio.to_thread(self._hours.open_of, work.job.run, work.job.round):
+        begin = work.round.name(0)[:-1]
+        for charge in await asyncio.to_thread(self._hours.open_of, work.round.job.run, work.round.job.round):
             if not charge.job.startswith(begin):
                 await self._cancel(charge)
 

@@ -133,7 +133,10 @@ class Files:
 
     async def take(self, result: str, target: Path) -> None:
         """Fetches what a job wrote, its report last. Raises Incomplete, and what a store raises."""
-        files = (await self._json(f"{result}/ranks/0.json")).get("files")
+        ended = await self._json(f"{result}/ranks/0.json")
+        files = ended.get("files")
+        if ended.get("state") is True:  # an empty one, too: a store knows no empty directories
+            await asyncio.to_thread((target / "state").mkdir, parents=True, exist_ok=True)
         if not isinstance(files, dict):
             raise Incomplete("the job's process does not say what it wrote")
         for name, digest in sorted(files.items()):

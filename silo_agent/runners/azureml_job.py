@@ -52,7 +52,7 @@ def main() -> int:
             copying.join()
         files = hand_in(target, result) if rank == 0 else {}
         (result / "ranks" / f"{rank}.txt").write_bytes(printed)
-        ended = {"status": status, "at": time.time(), "files": files}
+        ended = {"status": status, "at": time.time(), "files": files, "state": (target / "state").is_dir()}
         (result / "ranks" / f"{rank}.json").write_text(json.dumps(ended))
         report = target / "report.json"
         if rank == 0 and report.is_file():

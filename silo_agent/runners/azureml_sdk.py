@@ -12,6 +12,7 @@ import logging
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 from urllib.parse import quote, urlsplit
 
@@ -29,12 +30,25 @@ T = TypeVar("T")
 _STATES: Final = {
     "Running": State.RUNNING,
     "Finalizing": State.RUNNING,
+    "NotResponding": State.SILENT,
+    "Paused": State.SILENT,
+    "Unknown": State.SILENT,
+    "CancelRequested": State.SILENT,
     "Completed": State.COMPLETED,
     "Failed": State.FAILED,
     "Canceled": State.CANCELED,
 }
-"""Every other state of a job is before its running, or passes."""
+"""Every other state is before a job's running."""
+_HISTORY_WAITS: Final = (0.0, 1.0, 4.0)
 _HISTORY: Final = "https://ml.azure.com/.default"
+
+
+def is_installed() -> bool:
+    """Whether the SDK is there; it is not imported."""
+    try:
+        return find_spec("azure.ai.ml") is not None
+    except ModuleNotFoundError:  # nor is what it is in
+        return False
 
 
 @final
@@ -74,11 +88,14 @@ class SdkWorkspace(Workspace):
                 raise
 
     async def story(self, seen: Seen) -> Story:
-        try:
-            token = await self._credential.get_token(self._history_scope)
-            return await asyncio.to_thread(self._read_history, seen, token.token)
-        except Exception:  # noqa: BLE001  # it only adds to what is known, and its text may hold anything
-            return Story()
+        for wait in _HISTORY_WAITS:
+            await asyncio.sleep(wait)
+            try:
+                token = await self._credential.get_token(self._history_scope)
+                return await asyncio.to_thread(self._read_history, seen, token.token)
+            except Exception:  # noqa: BLE001, S112  # it only adds to what is known, and its text may hold anything
+                continue
+        return Story()
 
     async def close(self) -> None:
         await self._credential.close()

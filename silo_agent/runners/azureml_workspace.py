@@ -19,6 +19,8 @@ class State(StrEnum):
     """Where a job is, as far as it matters here."""
 
     WAITING = "waiting"
+    SILENT = "silent"
+    """AzureML does not hear of it, or it is being ended."""
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"

@@ -63,6 +63,8 @@ class AzureMLDouble:
         """How jobs end whose names match a pattern, if `fates` says nothing."""
         self.answers: deque[tuple[str, int]] = deque()
         """To the next requests of this method: this status, instead of an answer; 0: done, but the answer is lost."""
+        self.history_faults = 0
+        """How often the run history does not answer."""
         self.held = False
         """Jobs wait in the queue for as long as this is so; see `release`."""
         self._queued, self._second_put = queued, second_put
@@ -172,6 +174,9 @@ class AzureMLDouble:
         if http.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refused(401, "AuthenticationFailed", "no token, or another's")
         if found := re.fullmatch(rf"/history/v1\.0{_AT}/{WORKSPACE}/runs/([^/]+)/details", path):
+            if self.history_faults > 0:
+                self.history_faults -= 1
+                raise Refused(503, "ServerBusy", "the run history is away")
             return 200, self._job(found[1]).details()
         workspace = re.match(rf"{_AT}/([^/]+)/(.*)", path)
         if not workspace or workspace[1] != WORKSPACE:

@@ -85,7 +85,6 @@ class Job:
         if not self.is_over:
             self._become("CancelRequested")
             self.cancelled.set()
-            self._kill(signal.SIGTERM)
 
     def stop(self) -> None:
         """Its processes stand still, as if they hung."""
@@ -126,9 +125,13 @@ class Job:
             self._processes.append(self._process(command, node, rank, world))
         limit = time.monotonic() + _seconds(self.properties["limits"]["timeout"])
         lost = time.monotonic() + 0.3 if self.fate in WHILE_RUNNING else float("inf")
+        grace = float("inf")
         while any(process.poll() is None for process in self._processes):
             now = time.monotonic()
-            if any(process.poll() for process in self._processes) or now > limit or now > lost:
+            if self.cancelled.is_set() and grace == float("inf"):
+                grace = now + 1
+                self._kill(signal.SIGTERM)
+            if any(process.poll() for process in self._processes) or now > min(limit, lost, grace):
                 self._kill(signal.SIGKILL)
             if now > limit:
                 self.cancelled.set()

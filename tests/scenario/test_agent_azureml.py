@@ -21,6 +21,8 @@ from tests.fakes.azureml_jobs import SECRET
 from tests.scenario.agent_world import HERE, RUN, until
 from tests.scenario.azureml_world import AzureMLWorld, azureml_world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[AzureMLWorld]:
@@ -274,6 +276,36 @@ async def test_a_service_that_is_busy_is_asked_again(world: AzureMLWorld) -> Non
     assert len(world.jobs) == 1
 
 
+async def test_a_run_history_that_is_busy_is_asked_again(world: AzureMLWorld) -> None:
+    world.double.history_faults = 1
+    world.double.fates.append("quota")
+    async with world.agent(world.settings(tries=1)):
+        await world.announce(1)
+        assert (await world.hear())["category"] == "quota-exceeded"
+
+
+async def test_a_run_history_that_cannot_be_read_fails_nothing_else(world: AzureMLWorld) -> None:
+    world.double.history_faults = 99
+    async with world.agent(world.settings()):
+        await world.announce(1)
+        assert (await world.hear())["kind"] == "update-published", world.printed()
+    (charge,) = world.charges().values()
+    assert 0 < charge["hours"] < 0.01
+
+
+async def test_an_owner_may_allow_more_while_a_job_runs(world: AzureMLWorld) -> None:
+    world.does("hold")
+    async with world.agent(world.settings()) as agent:
+        await world.announce(1)
+        await jobs(world, 1, "Running")
+        await agent.stop()
+    async with world.agent(world.settings(azureml={"node_hours": 99, "poll": 0.1, "lost": 5})):
+        await world.announce(1)
+        (world.control / "go").touch()
+        assert (await world.hear())["kind"] == "update-published", world.printed()
+    assert len(world.jobs) == 1
+
+
 async def test_a_changed_task_does_not_take_over_what_runs_for_the_old_one(world: AzureMLWorld) -> None:
     world.does("hold")
     async with world.agent(world.settings()) as agent:
@@ -368,6 +400,22 @@ async def test_a_job_that_gets_stuck_is_not_reported_alive(world: AzureMLWorld) 
         await until(lambda: asyncio.to_thread(lambda: '"steps": 1}' not in progress.read_text()), True)
         world.double.jobs[world.jobs[0].name].stop()
         await world.hears_nothing(4)
+        world.heartbeats.clear()
+        await world.hears_nothing(1)
+        assert world.heartbeats == []
+
+
+async def test_a_job_without_progress_is_alive_for_as_long_as_azureml_says_so(world: AzureMLWorld) -> None:
+    world.does("hang")
+    async with world.agent(world.settings(heartbeat=0.1, stalled_after=0.5)):
+        await world.announce(1)
+        await jobs(world, 1, "Running")
+        await world.hears_nothing(1.5)
+        beats = world.heartbeats[-3:]
+        assert [beat["doing"] for beat in beats] == ["training"] * 3
+        assert beats[-1]["progress_age"] > 0.5
+        world.jobs[0].status = "NotResponding"
+        await world.hears_nothing(1)
         world.heartbeats.clear()
         await world.hears_nothing(1)
         assert world.heartbeats == []

@@ -48,6 +48,14 @@ async def test_what_the_process_wrote_is_taken(files: Files, tmp_path: Path) -> 
     assert [(one.status, one.printed) for one in await files.left(RESULT)] == [(0, b"printed")]
 
 
+async def test_an_empty_private_state_is_one(files: Files, tmp_path: Path) -> None:
+    result = left(tmp_path, {})
+    for state in (False, True):
+        (result / "ranks" / "0.json").write_text(json.dumps({"status": 0, "at": 1.0, "files": {}, "state": state}))
+        await files.take(RESULT, tmp_path / "out")
+        assert (tmp_path / "out" / "state").is_dir() is state
+
+
 @pytest.mark.parametrize(
     ("told", "report"),
     [

@@ -10,6 +10,10 @@ import pytest
 import yaml
 
 from messages.settings import SettingsError, load_yaml
+from messages.transport.clock import SystemClock
+from messages.transport.directory import DirectoryStore
+from messages.transport.memory_bus import MemoryBroker, MemoryBus
+from silo_agent.app import opened
 from silo_agent.approval import cleared, measured
 from silo_agent.compute import AzureML, Local
 from silo_agent.policy import Policy
@@ -136,3 +140,11 @@ def test_the_policys_digest_covers_where_it_trains(tmp_path: Path, path: str, va
         return policy.digest()
 
     assert digest(changed(path, value)) != digest(example()) == digest(example())
+
+
+async def test_an_agent_without_the_sdk_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("silo_agent.runners.azureml_sdk.find_spec", lambda _: None)
+    settings = load(tmp_path, example() | {"home": str(tmp_path / "home")})
+    with pytest.raises(SettingsError, match="azureml"):
+        async with opened(settings, MemoryBus(MemoryBroker(SystemClock(), [])), DirectoryStore(tmp_path)):
+            pass
