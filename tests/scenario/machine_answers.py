@@ -31,7 +31,7 @@ class Answers(Federation):
                 "minimum": some.sampled_from([1, 2, "all"]),
                 "grace": some.sampled_from([0, 30]),
                 "deadline": some.just(300),
-                "reminders": some.sampled_from([TRIES, 0]),
+                "reminders": some.sampled_from([TRIES, TRIES, 0]),
             }
         ),
         form=some.sampled_from(["weights", "delta"]),
@@ -66,8 +66,12 @@ class Answers(Federation):
             self.says(silo, "fail", asked)
             self.spoilt = True
 
-    @rule(times=some.sampled_from([2, 3, 5, 30]), late=SILOS)
-    def nobody_can_train(self, times: int, late: str) -> None:
+    @rule(late=SILOS)
+    def nobody_can_train_for_very_long(self, late: str) -> None:
+        self.nobody_can_train(late=late, times=30)
+
+    @rule(late=SILOS, times=some.integers(2, 5))
+    def nobody_can_train(self, late: str, times: int) -> None:
         """The round is announced again, each time after a longer pause; then a silo repeats its first report."""
         first: RoundAnnounced | None = None
         for _ in range(times):
