@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, assert_never, final
 
 from pydantic import BaseModel
@@ -66,7 +66,8 @@ class Performer:
             case Announce(silo=silo):
                 if not isinstance(state, Collecting):
                     raise TypeError("an announcement belongs to an open round")
-                await self._tell(silo, announcement_for(state, silo), state.run.id, message_id)
+                announced, lasts = announcement_for(state, silo), timedelta(seconds=state.run.request.quorum.deadline)
+                await self._tell(silo, announced, state.run.id, message_id, lasts=lasts)
             case CloseRound(silo=silo, run=run, round=number, because=because):
                 await self._tell(silo, RoundClosed(run=run, round=number, because=because), run, message_id)
             case ScheduleDeadline(run=run, round=number, announcement=announcement, at=at):
@@ -86,21 +87,37 @@ class Performer:
             case _:
                 assert_never(effect)
 
-    async def _tell(self, silo: str, message: BaseModel, run: str, message_id: str) -> None:
-        """Sends to a silo. One whose queue is missing or closed to us is a silent silo; the others must not wait."""
+    async def _tell(
+        self, silo: str, message: BaseModel, run: str, message_id: str, *, lasts: timedelta | None = None
+    ) -> None:
+        """Sends to a silo. One whose queue is missing or closed to us is a silent silo; the others must not wait.
+
+        What `lasts` is over after that time; an announcement is, at its deadline or soon after.
+        """
         try:
-            await self._send(names.to_silo(silo), message, run, message_id)
+            await self._send(names.to_silo(silo), message, run, message_id, lasts=lasts)
         except (NotFound, Forbidden, Poison) as error:
             _log.error("silo.unreachable", silo=silo, run=run, message_id=message_id, error=str(error))
 
     async def _send(
-        self, queue: str, message: BaseModel, run: str, message_id: str, at: datetime | None = None
+        self,
+        queue: str,
+        message: BaseModel,
+        run: str,
+        message_id: str,
+        at: datetime | None = None,
+        *,
+        lasts: timedelta | None = None,
     ) -> None:
-        subject = str(type(message).model_fields["kind"].default)
-        await self._bus.send(
-            queue,
-            Outgoing(body=encode(message), message_id=message_id, subject=subject, correlation_id=run, scheduled_at=at),
+        outgoing = Outgoing(
+            body=encode(message),
+            message_id=message_id,
+            subject=str(type(message).model_fields["kind"].default),
+            correlation_id=run,
+            scheduled_at=at,
+            time_to_live=lasts,
         )
+        await self._bus.send(queue, outgoing)
 
 
 def batches(outbox: Iterable[Numbered]) -> Iterator[list[Numbered]]:

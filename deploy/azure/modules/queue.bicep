@@ -5,8 +5,8 @@ param namespace string
 param name string
 @description('Whether a message that nobody took in time is set aside for a person, or is simply over.')
 param keepExpired bool = true
-@description('The longest that a message may wait. Announcements carry a shorter time of their own: their deadline.')
-param timeToLive string = 'P14D'
+@description('The longest that a message may wait: longer than any deadline. Announcements carry a time of their own, their deadline.')
+param timeToLive string = 'P31D'
 
 resource bus 'Microsoft.ServiceBus/namespaces@2024-01-01' existing = {
   name: namespace
