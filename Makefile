@@ -6,12 +6,15 @@ WORKERS ?= 2
 PIP_VERSION := 26.3
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
+AZURITE_VERSION := 3.37.0
+AZURITE := .azurite/.installed-$(AZURITE_VERSION)
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
 TOOLS := dist/tools
 
-.PHONY: help demo test check guards lint format schema constraints rights sbom audit soak sdk-suite install clean
+.PHONY: help demo test check guards lint format schema constraints rights sbom audit test-azurite soak sdk-suite install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
@@ -39,6 +42,16 @@ lint: $(STAMP)   ## Format, lint, types and architecture
 format: $(STAMP) ## Formats the code and sorts its imports
 	$(BIN)/ruff check --fix-only --quiet $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+test-azurite: $(STAMP) $(AZURITE) ## The Blob store against Azurite, which npm installs into .azurite
+	SILOBUS_AZURITE=required $(BIN)/python -m pytest -n $(WORKERS) tests/contract/test_store*.py tests/unit/stores tests/e2e/test_azurite.py
+
+# The version is in the name, so that another one is installed anew.
+$(AZURITE):
+	@command -v npm >/dev/null || { echo "Node 22 with npm is needed for Azurite: install it from your system's packages"; exit 1; }
+	rm -rf .azurite
+	npm install --prefix .azurite --no-save --no-audit --no-fund --loglevel=error azurite@$(AZURITE_VERSION)
+	@touch $@
 
 soak: $(STAMP)   ## The embedded Service Bus killed 100 times under load
 	SILOBUS_KILLS=100 $(BIN)/python -m pytest -s tests/e2e/test_emulator_kill.py
@@ -88,5 +101,5 @@ constraints:     ## Writes constraints.txt from what is installed now
 	mv constraints.new constraints.txt
 
 clean:           ## Removes the environment and everything that was built
-	rm -rf .venv .silobus dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .azurite .silobus dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import numpy as np
+import yaml
 from azure.servicebus import (
     ServiceBusClient,
     ServiceBusMessage,
@@ -40,8 +41,10 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from messages import names
 from messages.errors import InvalidWeights, NotFound
+from messages.ports import Store
 from messages.rights import OPERATOR, Right, principals
-from messages.transport.directory import DirectoryStore
+from messages.settings import StoreSettings
+from messages.transport.connect import open_store
 from messages.weights import parse_layout, read_tensors, write_file
 from orchestrator.cli.folder import (
     Folder,
@@ -107,7 +110,16 @@ class Letter:
 class Federation:
     """Use it in a `with` block. Processes are `bus`, `orchestrator` (and `orchestrator-2`, …) and `agent-<silo>`."""
 
-    def __init__(self, silos: Sequence[Silo] = THREE, *, lock: float = 4, heartbeat: float = 1) -> None:
+    def __init__(
+        self,
+        silos: Sequence[Silo] = THREE,
+        *,
+        lock: float = 4,
+        heartbeat: float = 1,
+        store: Callable[[str], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """`store` says what stands under `store` in the settings of `orchestrator`, `operator` and `agent-<silo>`, and
+        how the `test` looks at it; without it there is a directory for all."""
         # Not pytest's tmp_path: sockets lie below, and their paths may not be longer than about a hundred bytes.
         self._top = Path(tempfile.mkdtemp(prefix="silobus-test-"))
         self.folder = Folder(self._top / "fed")
@@ -118,7 +130,7 @@ class Federation:
         self.keys = keys_of(self.folder, list(self.silos))
         self._lock, self._heartbeat = lock, heartbeat
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._store = DirectoryStore(self.folder.store)
+        self.store_of = store or (lambda _: {"directory": str(self.folder.store)})
         self._clients: dict[str, ServiceBusClient] = {}
         self._links: dict[tuple[str, str], ServiceBusSender | ServiceBusReceiver] = {}
 
@@ -173,6 +185,10 @@ class Federation:
             self.control(silo.name).mkdir(parents=True)
             tasks = {TASK: self.task(silo)} | {n: self.task(silo, **t) for n, t in (silo.tasks or {}).items()}
             write_silo(self.folder, silo.name, {"heartbeat": self._heartbeat, "tasks": tasks})
+        everybody = {"orchestrator": self.folder.orchestrator, "operator": self.folder.operator}
+        for name, path in (everybody | {f"agent-{silo}": self.folder.silo(silo) for silo in self.silos}).items():
+            said = yaml.safe_load(path.read_text())
+            path.write_text(yaml.safe_dump(said | {"store": dict(self.store_of(name))}))
 
     def task(
         self,
@@ -420,13 +436,23 @@ class Federation:
     def document(self, container: str, name: str) -> bytes | None:
         """A small blob, or None when it is not there."""
         try:
-            return asyncio.run(self._store.read(container, name)).data
+            return self._in_store(lambda store: store.read(container, name)).data
         except NotFound:
             return None
 
     def create(self, container: str, name: str, data: bytes) -> None:
         """Creates a blob."""
-        asyncio.run(self._store.create(container, name, data))
+        self._in_store(lambda store: store.create(container, name, data))
+
+    def _in_store(self, use: Callable[[Store], Awaitable[T]]) -> T:
+        async def used() -> T:
+            store = open_store(StoreSettings.model_validate(self.store_of("test")))
+            try:
+                return await use(store)
+            finally:
+                await store.close()
+
+        return asyncio.run(used())
 
     def status(self, experiment: str) -> State | None:
         """Where an experiment stands."""
@@ -466,9 +492,12 @@ class Federation:
 
     def weights(self, run: str, round_number: int) -> dict[str, Array]:
         """The global weights that a round made; there must be exactly one file of them."""
-        found = list((self.folder.store / names.GLOBAL / run / f"{round_number:05d}").iterdir())
+        found = self._in_store(lambda store: store.list(names.GLOBAL, f"{run}/{round_number:05d}/"))
         assert len(found) == 1, f"{len(found)} results of round {round_number} of {run}"
-        return read_tensors(found[0])
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "file"
+            self._in_store(lambda store: store.fetch(names.GLOBAL, found[0].name, target))
+            return read_tensors(target)
 
     def until(self, what: Callable[[], T | None], otherwise: str, timeout: float = PATIENCE) -> T:
         """What `what()` returns, once that is neither None nor false."""

@@ -161,16 +161,6 @@ async def test_blocks_that_may_not_be_sent_are_told_with_the_verb(account: Accou
             await store.create(names.INITIAL, "a", place / "large")
 
 
-@pytest.mark.skipif("blob-azurite" not in KINDS, reason=str(azurite.left_out()))
-@pytest.mark.parametrize("account", ["blob-azurite"], indirect=True)
-async def test_a_signature_opens_no_other_container(account: Account, place: Path) -> None:
-    everything = account.sas(names.updates_of("north"), frozenset(Verb))
-    async with BlobServiceClient(account.url, credential=everything) as service:
-        store = AzureBlobStore(service, whole=MB, block=MB)
-        await _does_exactly(account, store, names.updates_of("north"), frozenset(Verb), place)
-        await _does_exactly(account, store, names.updates_of("south"), frozenset(), place)
-
-
 async def test_settings_name_a_signature_for_each_container(account: Account, tmp_path: Path) -> None:
     files = {c: tmp_path / f"{c}.sas" for c in (names.GLOBAL, names.updates_of("north"))}
     files[names.GLOBAL].write_text(account.sas(names.GLOBAL, frozenset({Verb.READ})))
