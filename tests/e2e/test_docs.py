@@ -4,33 +4,70 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FEDERATION = """
+export SILOBUS_DIR=$PWD/federation E=bc-1 SILO=north EDITOR=true
+silobus up > up.log &
+until grep -qs Ready up.log; do sleep 0.2; kill -0 $!; done
+cp federation/silos/north/silo.yaml .
+cp "$ROOT/examples/breast_cancer/train.py" .
+dead_letter() {
+  silobus dead-letters list experiments --json |
+    python -c 'import json, sys; print(json.load(sys.stdin)[0]["sequence_number"])'
+}
+for n in 1 2 3 4; do
+  printf '{"experiment": "bad-%s", "task": "no-such", "rounds": 1}' $n | silobus start -
+done
+printf '{"experiment": "bc-1", "task": "breast-cancer", "rounds": 20, "quorum": {"minimum": 2}}' | silobus start -
+until silobus status bc-1 > seen 2>&1 && grep -q 'last model *round [1-9]' seen; do sleep 0.5; done
+"""
+"""What an operator finds: a run, and starts that were refused."""
 FENCE = re.compile(r"^```(?P<language>\w+)(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def script_of(document: str) -> str:
-    """One bash script that writes a document's files and runs its commands, in the order of the page."""
-    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
+def script_of(document: str, first: str = "", before: Callable[[str], str] = lambda block: "") -> str:
+    """One bash script that writes a document's files and runs its commands, in the order of the page.
+
+    `first` comes before everything, and what `before` says of a block of commands before that block.
+    """
+    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT", first]
     for block in FENCE.finditer(document):
         if (name := block["file"]) is not None:
             lines += [f"mkdir -p {Path(name).parent}", f"cat > {name} <<'END_OF_FILE'\n{block['text']}END_OF_FILE"]
         elif block["language"] == "console":
+            lines.append(before(block["text"]))
             lines += [line.removeprefix("$ ") for line in block["text"].splitlines() if line.startswith("$ ")]
     return "\n".join(lines) + "\n"
 
 
 def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("SILOBUS_DIR", None)
-    return subprocess.run(
-        ["bash", "-c", script], cwd=directory, env=environment, capture_output=True, text=True, timeout=180, check=False
+    environment = {k: v for k, v in environment.items() if not k.startswith("SILOBUS_")} | {"ROOT": str(ROOT)}
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+    try:
+        said, complained = process.communicate(timeout=300)
+    except BaseException:  # what the page has started goes on otherwise
+        os.killpg(process.pid, signal.SIGTERM)
+        said, complained = process.communicate(timeout=30)
+        sys.stderr.write(said[-3000:] + complained[-3000:])
+        raise
+    return subprocess.CompletedProcess(script, process.returncode, said, complained)
 
 
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
@@ -44,7 +81,25 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert "mine-1" in done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operating.md"])
+def test_the_operators_commands_do_what_they_say(tmp_path: Path) -> None:
+    document = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    script = script_of(document, FEDERATION, lambda block: "export N=$(dead_letter)" if "$N" in block else "")
+
+    done = run(script, tmp_path)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "bc-1-clean is completed" in done.stdout
+    assert (tmp_path / "clean.safetensors").stat().st_size > 100
+
+
+def test_the_emulators_page_does_what_it_says(tmp_path: Path) -> None:
+    done = run(script_of((ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")), tmp_path)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert '"detach@settle=1x"' in done.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operate.md"])
 def test_every_command_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     commands = set(
