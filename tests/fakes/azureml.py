@@ -62,7 +62,7 @@ class AzureMLDouble:
         self.fates_by_name: dict[str, str] = {}
         """How jobs end whose names match a pattern, if `fates` says nothing."""
         self.answers: deque[tuple[str, int]] = deque()
-        """To the next requests of this method: this status, instead of an answer; 0: done, but the answer is lost."""
+        """To the next of this kind (`GET`, `PUT job`): this status; 0: done, but nothing is answered."""
         self.history_faults = 0
         """How often the run history does not answer."""
         self.held = False
@@ -135,7 +135,8 @@ class AzureMLDouble:
         parts = urlsplit(http.path)
         headers: dict[str, str] = {}
         with self._lock:
-            planned = self.answers.popleft() if self.answers and self.answers[0][0] == http.command else None
+            kinds = {http.command, f"{http.command} {'job' if '/jobs/' in parts.path else 'other'}"}
+            planned = self.answers.popleft() if self.answers and self.answers[0][0] in kinds else None
         try:
             if planned and planned[1]:
                 raise Refused(planned[1], "ServerBusy", f"as the test wants it {SECRET}")

@@ -44,6 +44,10 @@ class AzureMLWorld(World):
         """Names that were put for jobs."""
         return [a.path.rsplit("/", 1)[1] for a in self.double.asked if a.method == "PUT" and "/jobs/" in a.path]
 
+    def cancels(self) -> list[str]:
+        """Paths of what was asked to be cancelled."""
+        return [asked.path for asked in self.double.asked if asked.method == "POST"]
+
     def printed(self, number: int = 1) -> str:
         """The owner's log of the tries of a round."""
         tries = self.home / "rounds" / RUN / f"{number:05d}" / "tries"

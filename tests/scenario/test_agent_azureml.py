@@ -58,6 +58,7 @@ async def test_a_round_is_a_job(world: AzureMLWorld) -> None:
     assert job.name.startswith(f"{RUN}-1-{HERE}-")
     assert job.statuses == ["Starting", "Queued", "Preparing", "Running", "Finalizing", "Completed"]
     assert job.properties["limits"]["timeout"] == "PT30S"
+    assert not world.cancels()
     assert world.committed() == {"00001": "1"}
     assert f"job {job.name} is completed: https://ml.azure.com" in world.printed()
 
@@ -155,7 +156,13 @@ async def test_each_end_gives_its_category_and_its_text_stays_with_the_owner(
                           "/workspaces/hospital/environments/gone/versions/1"}}, "image-failed"),
     ],
 )  # fmt: skip
-async def test_what_azureml_does_not_take(world: AzureMLWorld, changes: dict[str, Any], category: str) -> None:
+async def test_what_azureml_does_not_take(
+    world: AzureMLWorld,
+    changes: dict[str, Any],
+    category: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     async with world.agent(world.settings(azureml=changes, tries=1)):
         await world.announce(1)
         said = await world.hear()
@@ -164,6 +171,9 @@ async def test_what_azureml_does_not_take(world: AzureMLWorld, changes: dict[str
     assert SECRET in world.printed()
     assert SECRET not in world.shared()
     assert [charge["hours"] for charge in world.charges().values()] in ([], [0.0])
+    assert not world.cancels()
+    assert SECRET not in caplog.text
+    assert SECRET not in "".join(capfd.readouterr())
 
 
 async def test_a_job_that_takes_too_long(world: AzureMLWorld) -> None:
@@ -262,7 +272,7 @@ async def test_a_stale_failed_name_is_stepped_over(world: AzureMLWorld) -> None:
 async def test_an_answer_that_is_lost_makes_no_second_job(tmp_path: Path, second_put: int) -> None:
     with azureml_world(tmp_path, second_put=second_put) as world:
         async with world.agent(world.settings()):
-            world.double.answers.extend([("PUT", 0), ("PUT", 0)])  # the environment's, and the job's
+            world.double.answers.extend([("PUT job", 0)] * 2)
             await world.announce(1)
             assert (await world.hear())["kind"] == "update-published", world.printed()
         assert len(world.jobs) == len(world.ran()) == 1
@@ -316,7 +326,11 @@ async def test_a_changed_task_does_not_take_over_what_runs_for_the_old_one(world
     async with world.agent(world.settings(timeout=29)):
         await world.announce(1)
         assert (await world.hear())["kind"] == "update-published", world.printed()
-    assert [job.status for job in world.jobs] == ["Canceled", "Completed"]
+    old, new = world.jobs
+    assert (old.status, new.status) == ("Canceled", "Completed")
+    assert old.ended is not None
+    assert new.started is not None
+    assert old.ended < new.started
 
 
 # --- when nobody waits any more ---------------------------------------------------------------------------------------
