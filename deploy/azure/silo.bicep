@@ -29,6 +29,8 @@ param size string = 'cpu'
 param azureml bool = false
 @description('A storage account for AzureML that is there already, in this resource group.')
 param existingStorage string = ''
+@description('A container of it with data to train on.')
+param dataContainer string = ''
 param addressPrefix string = '10.30.0.0/24'
 
 var isPrivate = profile == 'private'
@@ -226,6 +228,7 @@ module training 'modules/training.bicep' = if (azureml) {
     isPrivate: isPrivate
     vmSize: sizes.compute
     existingStorage: existingStorage
+    dataContainer: dataContainer
     agent: agent.properties.principalId
     logs: logs.name
     registry: registry.outputs.name
@@ -271,3 +274,5 @@ module storageEndpoint 'modules/endpoint.bicep' = if (azureml && isPrivate) {
 output agent string = agent.properties.principalId
 output clientId string = agent.properties.clientId
 output registry string = registry.outputs.server
+output workspace string = azureml ? training.outputs.workspace : ''
+output trainingStorage string = azureml ? training.outputs.storage : ''

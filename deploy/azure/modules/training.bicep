@@ -7,6 +7,8 @@ param isPrivate bool
 param vmSize string
 @description('A storage account of the silo that is there already, in this resource group; empty: one is made.')
 param existingStorage string
+@description('A container of that account with data to train on, made if it is not there; empty: none.')
+param dataContainer string
 @description('The object id of the agent\'s identity, which starts jobs.')
 param agent string
 @description('Log Analytics, by name.')
@@ -15,6 +17,7 @@ param logs string
 param registry string
 
 var dataContributor = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', 'ba92f5b4-2d11-453d-a403-e96b0029c9fe')
+var dataReader = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', '2a2b9908-6ea1-4ae2-8e65-a410df84e7d1')
 var dataScientist = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', 'f6c7c914-8db3-469d-8ca1-694a8f32e121')
 var acrPull = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', '7f951dda-4ed3-4680-a7ca-43fe172d538d')
 var storageName = empty(existingStorage) ? take('${name}${uniqueString(resourceGroup().id)}', 24) : existingStorage
@@ -52,6 +55,15 @@ resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' exist
 resource exchange 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = {
   parent: blobs
   name: 'training'
+  dependsOn: [made]
+  properties: {
+    publicAccess: 'None'
+  }
+}
+
+resource records 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = if (!empty(dataContainer)) {
+  parent: blobs
+  name: dataContainer
   dependsOn: [made]
   properties: {
     publicAccess: 'None'
@@ -188,6 +200,16 @@ resource computesData 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   }
 }
 
+resource computesRecords 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(dataContainer)) {
+  scope: records
+  name: guid(storage.id, dataContainer, compute.id, dataReader)
+  properties: {
+    principalId: compute.properties.principalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: dataReader
+  }
+}
+
 resource computesImages 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   scope: images
   name: guid(images.id, compute.id, acrPull)
@@ -219,6 +241,8 @@ resource agentsJobs 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
 }
 
 output workspaceId string = workspace.id
+output workspace string = workspace.name
+output storage string = storage.name
 output vaultId string = vault.id
 output storageId string = storage.id
 output compute string = compute.properties.principalId

@@ -15,6 +15,9 @@ AZURE = ROOT / "deploy" / "azure"
 SILOS = ["north", "south", "island"]
 PROFILES = ["open", "private"]
 PEOPLE = "people"
+AZUREML = {"azureml": True, "dataContainer": "records"}
+SILOS_OWN = {"training", "records"}
+"""Containers that are no part of the exchange."""
 ASSIGNMENT = "Microsoft.Authorization/roleAssignments"
 BUILT_IN: Mapping[str, tuple[str, frozenset[str]]] = {
     "69a216fc-b8fb-44d8-bc22-1f3c2cd27a39": ("Azure Service Bus Data Sender", frozenset({"send"})),
@@ -131,4 +134,4 @@ def silo_parameters(silo: str, profile: str, outputs: Mapping[str, Any], **more:
         "operators": [PEOPLE],
         "operatorType": "Group",
     }
-    return {"silo": silo, "profile": profile, "hub": hub, "policy": {}, "image": "agent:1", "azureml": True, **more}
+    return {"silo": silo, "profile": profile, "hub": hub, "policy": {}, "image": "agent:1", **AZUREML, **more}

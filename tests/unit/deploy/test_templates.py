@@ -18,7 +18,7 @@ from messages.settings import load_yaml
 from orchestrator.cli.folder import LOCK_DURATION, MAX_DELIVERY_COUNT
 from orchestrator.settings import OrchestratorSettings
 from silo_agent.settings import SiloSettings
-from tests.unit.deploy.azure import AZURE, PROFILES, SILOS, federation
+from tests.unit.deploy.azure import AZURE, PROFILES, SILOS, SILOS_OWN, federation
 from tests.unit.deploy.bicep import Resource, Wrong, deploy, parse, walk
 
 BICEP = sorted(AZURE.rglob("*.bicep"))
@@ -57,7 +57,7 @@ def test_every_queue_and_container_is_there_once(profile: str) -> None:
     containers = [c.name.split("/")[2] for c in federation(profile).of(f"{ACCOUNT}/blobServices/containers")]
 
     assert sorted(queues) == sorted(names.queues(SILOS))
-    assert sorted(c for c in containers if c != "training") == sorted(names.containers(SILOS))
+    assert sorted(c for c in containers if c not in SILOS_OWN) == sorted(names.containers(SILOS))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
