@@ -119,8 +119,18 @@ def test_every_command_a_document_names_exists(document: str) -> None:
 )
 def test_every_link_inside_the_documents_leads_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", text):
-        assert (ROOT / document).parent.joinpath(target).exists(), f"{document} links to {target}, which is not there"
+    for target, heading in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        page = (ROOT / document).parent.joinpath(target) if target else ROOT / document
+        assert page.exists(), f"{document} links to {target}, which is not there"
+        assert not heading or heading in _headings_of(page), (
+            f"{document} links to {target}#{heading}, which is not there"
+        )
+
+
+def _headings_of(page: Path) -> set[str]:
+    """As a browser is sent to them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def _words_of(module: str) -> set[tuple[str, ...]]:
