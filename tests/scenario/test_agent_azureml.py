@@ -16,6 +16,7 @@ from messages.errors import SilobusError
 from messages.schemas import ClosedBecause, Purpose
 from silo_agent.check import check
 from silo_agent.rerun import rerun
+from silo_agent.runners import azureml_files
 from tests.fakes.azureml import TOKEN
 from tests.fakes.azureml_jobs import SECRET
 from tests.scenario.agent_world import HERE, RUN, until
@@ -219,6 +220,17 @@ async def test_a_script_that_fails_is_tried_again_in_a_job_of_its_own(world: Azu
         await world.announce(1)
         assert (await world.hear())["kind"] == "update-published", world.printed()
     assert len(world.puts()) == 2
+
+
+async def test_a_result_that_is_not_whole_is_another_try(world: AzureMLWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, wrong = azureml_files._digest, ["0" * 64]
+    monkeypatch.setattr(azureml_files, "_digest", lambda path: wrong.pop() if wrong else real(path))
+    async with world.agent(world.settings(tries=2)):
+        await world.announce(1)
+        assert (await world.hear())["kind"] == "update-published", world.printed()
+    assert len(world.jobs) == 2
+    failed = json.loads((world.home / "rounds" / RUN / "00001" / "tries" / "1" / "failed.json").read_text())
+    assert failed["category"] == "no-report"
 
 
 # --- one job for one piece of work ------------------------------------------------------------------------------------
