@@ -39,7 +39,7 @@ class Answers(Federation):
     )
     def begin(self, quorum: dict[str, Any], form: str, begun: bool) -> None:
         self.found(CONSTANTS, sorted(CONSTANTS))
-        self.do(self.world.begin(rounds=2, quorum=quorum, transfer={"form": form}))
+        self.do(self.world.begin(rounds=8, quorum=quorum, transfer={"form": form}))
         self.settle()
         if begun:
             self.all_answer(times=1)
@@ -127,7 +127,7 @@ class Answers(Federation):
 
     @rule()
     def all_silos_hear_everything(self) -> None:
-        self.all_answer()
+        self.all_answer(times=1)
 
     @rule(seconds=some.sampled_from([1, 40, 301]))
     def time_passes(self, seconds: int) -> None:
@@ -147,10 +147,12 @@ class Answers(Federation):
         for delivery in first:
             self.redeliver(queue, delivery)
 
-    @rule(answering=some.integers(0, 1))
-    def too_few_evaluate(self, answering: int) -> None:
+    @rule(answering=some.integers(0, 1), chance=some.integers(0, 2))
+    def too_few_evaluate(self, answering: int, chance: int) -> None:
         """The model is there all the same."""
-        for _ in range(6):
+        if chance:
+            return  # it brings the run to its end
+        for _ in range(12):
             if not self.collecting(purpose=Purpose.EVALUATE):
                 self.all_answer(times=1)
                 self.do(self.world.clock.advance(31))

@@ -43,4 +43,4 @@ TestNames = Names.TestCase
 TestNames.settings = examined(40, steps=20)
 
 TestAnswers = Answers.TestCase
-TestAnswers.settings = examined(60, steps=20)
+TestAnswers.settings = examined(80, steps=20)
