@@ -1,7 +1,8 @@
 """Child processes that stay up: started with a log of their own, started again when they die, stopped in order.
 
 Here lives nothing about what the processes do. No child outlives its parent: each gets SIGTERM when the parent stops
-it, and on Linux also when the parent is killed.
+it, and on Linux also when the parent is killed. Of the parent's environment only what is on a list is passed on:
+whoever starts it may have secrets there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ LONGEST_PAUSE = 5.0
 """Seconds before a process that keeps dying is started again."""
 STEADY = 10.0
 """A process that lived so many seconds is started again at once."""
+
+PASSED_ON = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "PYTHONWARNINGS"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    }
+)
+"""Variables that children see if they are set, and those of `PASSED_ON_TOO`; proxies also in lower case."""
+PASSED_ON_TOO = ("LC_", "CUDA_")
+"""How the names of others that they see begin."""
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -89,6 +102,17 @@ class Processes:
             self.on_restart()
 
 
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child sees of its parent's environment."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in PASSED_ON
+        or name.startswith(PASSED_ON_TOO)
+        or (name.endswith("_proxy") and name.upper() in PASSED_ON)
+    }
+
+
 async def spawn(command: Command) -> asyncio.subprocess.Process:
     """One process, in a process group of its own, so that Ctrl-C in the terminal reaches only us."""
     command.log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +122,7 @@ async def spawn(command: Command) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **command.environment},
+            env={**passed_on(os.environ), **command.environment},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command, going on."""
+def start(*arguments: object, more: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command, going on; `more` is for its environment."""
     return subprocess.Popen(
         [*SILOBUS, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment() | dict(more or {}),
         start_new_session=True,  # Ctrl-C in the terminal of the tests is not meant
     )
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from tests.e2e.command import ROOT, ask, environment, eventually, processes_of, run, start
 
+SECRET = "CANARY-of-whoever-runs-it"
 ENDED = {"completed", "failed", "cancelled"}
 
 
@@ -47,7 +48,7 @@ class Up:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
-    process = start("up", "--silos", 2, "--dir", folder)
+    process = start("up", "--silos", 2, "--dir", folder, more={"SERVICEBUS_CONNECTION": SECRET})
     assert process.stdout is not None
     lines = []
     try:
@@ -169,3 +170,12 @@ def test_a_typo_in_an_owners_file_is_said_before_anything_starts(tmp_path: Path)
     assert "line 4: tasks.mine.limtis: there is no such field" in refused.stderr
     assert "agent-north" not in refused.stderr
     assert not (tmp_path / "federation").exists()
+
+
+def test_no_process_has_the_environment_of_whoever_started_them(up: Up) -> None:
+    ids = json.loads((up.folder / "federation.json").read_text())["processes"]
+    assert SECRET.encode() in Path(f"/proc/{ids.pop('silobus')}/environ").read_bytes()
+    assert len(ids) == 4
+    seen = {name: Path(f"/proc/{pid}/environ").read_bytes() for name, pid in ids.items()}
+    assert [name for name, environ in seen.items() if SECRET.encode() in environ] == []
+    assert all(b"PATH=" in environ for environ in seen.values())

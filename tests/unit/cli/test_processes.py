@@ -122,3 +122,32 @@ def test_children_of_a_killed_parent_end(tmp_path: Path) -> None:
         parent.kill()
 
     asyncio.run(eventually(lambda: not is_alive(child)))
+
+
+SECRETS = ("AZURE_CLIENT_SECRET", "SILOBUS_BUS", "SERVICEBUS_CONNECTION", "LC", "CUDAX", "my_proxy", "PYTHONSTARTUP")
+NEEDED = ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS")
+
+
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+async def test_children_see_nothing_of_the_environment_but_what_is_on_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "CANARY")
+    for name in NEEDED[1:]:
+        monkeypatch.setenv(name, "0")
+    children = Processes()
+    await children.start(
+        Command("child", [sys.executable, "-c", SLEEPER], tmp_path / "log", {"OWN": "given", "TZ": "UTC"})
+    )
+    await eventually(lambda: (tmp_path / "log").read_text() == "up\n")
+    seen = environment_of(children.ids()["child"])
+    await children.stop()
+
+    assert not [each for each in seen if "CANARY" in each]
+    assert {*NEEDED, "OWN"} <= {each.partition("=")[0] for each in seen}
+    assert {"OWN=given", "TZ=UTC"} <= set(seen)
