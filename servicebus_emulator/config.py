@@ -5,12 +5,15 @@ milliseconds everywhere else. A file that asks for something this emulator does 
 is about Microsoft's emulator only (`Logging`, the namespace's name) is passed over. What a queue leaves out is what the
 service sets, which is not always what that emulator sets (Config-schema.json: TTL of an hour, 3 deliveries).
 One thing is ours: `AuthorizationRules`, of a namespace or a queue, which hold `Name`, `Rights` and `PrimaryKey`.
+A key that is not known here is refused wherever it stands: a rule that is not read would let everybody in.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -18,8 +21,12 @@ from servicebus_emulator.rights import Right, Rule
 
 Status = Literal["Active", "Disabled", "SendDisabled", "ReceiveDisabled"]
 
-
 MIB = 1024 * 1024
+MINUTE = 60_000
+DAY = 24 * 60 * MINUTE
+MOST = 2**31 - 1
+LONGEST: Mapping[str, int] = {"LockDuration": 5 * MINUTE, "DuplicateDetectionHistoryTimeWindow": 7 * DAY}
+"""The service's limits, in milliseconds; whoever asks for more is refused, in the file and over HTTP."""
 
 
 class ConfigError(Exception):
@@ -49,15 +56,28 @@ class QueueSettings:
 
     def to_json(self) -> str:
         """For the store."""
-        rules = [{"name": r.name, "keys": r.keys, "rights": sorted(r.rights)} for r in self.rules]
-        return json.dumps({**asdict(self), "rules": rules})
+        return json.dumps({**asdict(self), "rules": rules_to_json(self.rules)})
 
     @classmethod
     def from_json(cls, text: str) -> "QueueSettings":
         """As `to_json` wrote it."""
         fields = json.loads(text)
-        rules = (Rule(r["name"], tuple(r["keys"]), frozenset(map(Right, r["rights"]))) for r in fields.pop("rules"))
-        return cls(**fields, rules=tuple(rules))
+        return cls(**{**fields, "rules": rules_from_json(fields["rules"])})
+
+    def digest(self) -> str:
+        """The same for the same settings; rules are left out."""
+        settings = {name: value for name, value in asdict(self).items() if name != "rules"}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def rules_to_json(rules: Iterable[Rule]) -> list[dict[str, Any]]:
+    """For the store: keys included."""
+    return [{"name": rule.name, "keys": rule.keys, "rights": sorted(rule.rights)} for rule in rules]
+
+
+def rules_from_json(said: Iterable[Mapping[str, Any]]) -> tuple[Rule, ...]:
+    """As `rules_to_json` wrote them."""
+    return tuple(Rule(r["name"], tuple(r["keys"]), frozenset(map(Right, r["rights"]))) for r in said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +88,18 @@ class Config:
     rules: tuple[Rule, ...] = ()
     """Rules of the namespace."""
 
+    def has_rules(self) -> bool:
+        """Whether there is a rule anywhere."""
+        return bool(self.rules) or any(settings.rules for settings in self.queues.values())
+
 
 _DURATION = re.compile(
     r"P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?"
+)
+_PROPERTIES = (
+    *("DeadLetteringOnMessageExpiration", "DefaultMessageTimeToLive", "LockDuration", "MaxDeliveryCount"),
+    *("RequiresDuplicateDetection", "DuplicateDetectionHistoryTimeWindow", "RequiresSession"),
+    *("ForwardTo", "ForwardDeadLetteredMessagesTo", "MaxMessageSizeInKilobytes", "MaxSizeInMegabytes", "Status"),
 )
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
 LONGEST_TTL = 10_675_199 * 86_400_000  # what the service writes for "never" is a few hours more
@@ -95,23 +124,33 @@ def read_config(path: Path) -> Config:
 
 
 def parse_config(document: Any) -> Config:
-    user = _mapping(document, "the file").get("UserConfig", document)
+    top = _mapping(document, "the file")
+    user = _mapping(top.get("UserConfig", top), "UserConfig")
+    if user is not top:
+        _refuse_unknown("the file", top, ("UserConfig",))
+        _refuse_unknown("UserConfig", user, ("Namespaces", "Logging"))
+    else:
+        _refuse_unknown("the file", top, ("UserConfig", "Namespaces", "Logging"))
     queues: dict[str, QueueSettings] = {}
     rules: tuple[Rule, ...] = ()
     names: set[str] = set()
-    for namespace in _list(_mapping(user, "UserConfig").get("Namespaces"), "Namespaces"):
+    for number, namespace in enumerate(_list(user.get("Namespaces"), "Namespaces")):
         where = _mapping(namespace, "a namespace")
+        _refuse_unknown(f"Namespaces[{number}]", where, ("Name", "Queues", "Topics", "AuthorizationRules"))
         if where.get("Topics"):
             raise ConfigError("topics are not supported")
         rules += _rules("the namespace", where)
         for entry in _list(where.get("Queues"), "Queues"):
             queue = _mapping(entry, "a queue")
             name = queue.get("Name")
+            if name is None:
+                _refuse_unknown("a queue", queue, ("Name", "Properties", "AuthorizationRules"))
             if not is_queue_name(name):
                 raise ConfigError(f"{name!r} is not a queue's name")
             if name.lower() in names:
                 raise ConfigError(f"the queue {name} is listed twice")
             names.add(name.lower())
+            _refuse_unknown(name, queue, ("Name", "Properties", "AuthorizationRules"))
             properties = _mapping(queue.get("Properties") or {}, f"{name}: Properties")
             queues[name] = _settings(name, properties, _rules(name, queue))
     return Config(queues, rules)
@@ -126,6 +165,7 @@ def _rules(of: str, given: Mapping[str, Any]) -> tuple[Rule, ...]:
     rules = []
     for entry in _list(given.get("AuthorizationRules"), f"{of}: AuthorizationRules"):
         rule = _mapping(entry, f"{of}: an authorization rule")
+        _refuse_unknown(f"{of}: an authorization rule", rule, ("Name", "Rights", "PrimaryKey", "SecondaryKey"))
         name = rule.get("Name")
         keys = tuple(rule[key] for key in ("PrimaryKey", "SecondaryKey") if rule.get(key) is not None)
         if not isinstance(name, str) or not name:
@@ -145,13 +185,7 @@ def _rules(of: str, given: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 
 def _settings(name: str, given: Mapping[str, Any], rules: tuple[Rule, ...]) -> QueueSettings:
-    unknown = given.keys() - {
-        *("DeadLetteringOnMessageExpiration", "DefaultMessageTimeToLive", "LockDuration", "MaxDeliveryCount"),
-        *("RequiresDuplicateDetection", "DuplicateDetectionHistoryTimeWindow", "RequiresSession"),
-        *("ForwardTo", "ForwardDeadLetteredMessagesTo", "MaxMessageSizeInKilobytes", "MaxSizeInMegabytes", "Status"),
-    }
-    if unknown:
-        raise ConfigError(f"{name}: unknown properties {', '.join(sorted(unknown))}")
+    _refuse_unknown(f"{name}: Properties", given, _PROPERTIES)
     for key in ("RequiresSession", "ForwardTo", "ForwardDeadLetteredMessagesTo"):
         if given.get(key):
             raise ConfigError(f"{name}: {key} is not supported")
@@ -180,9 +214,14 @@ def _milliseconds(name: str, given: Mapping[str, Any], key: str, default: int | 
         return default
     if not isinstance(value, str):
         raise ConfigError(f"{name}: {key} is a duration like PT1M")
-    milliseconds = parse_duration(value)
+    try:
+        milliseconds = parse_duration(value)
+    except (ConfigError, OverflowError):
+        raise ConfigError(f"{name}: {key} is {value!r:.99}; a duration is written like PT1M or P14D") from None
     if milliseconds <= 0:
         raise ConfigError(f"{name}: {key} is longer than nothing")
+    if milliseconds > LONGEST.get(key, milliseconds):
+        raise ConfigError(f"{name}: {key} is {value}; the service allows {LONGEST[key] // MINUTE} minutes at most")
     return milliseconds
 
 
@@ -190,8 +229,8 @@ def _count(name: str, given: Mapping[str, Any], key: str, default: int) -> int:
     value = given.get(key)
     if value is None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}: {key} is a whole number of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+        raise ConfigError(f"{name}: {key} is a whole number from 1 to {MOST}")
     return value
 
 
@@ -200,6 +239,16 @@ def _flag(name: str, given: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{name}: {key} is true or false")
     return value
+
+
+def _refuse_unknown(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """What is not read must not look as if it were."""
+    by_lower = {name.lower(): name for name in known}
+    for key in given:
+        if key not in known:
+            close = get_close_matches(key.lower(), by_lower, 1)
+            hint = f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+            raise ConfigError(f"{place}: there is no {key!r:.99} here.{hint} Known are {', '.join(known)}.")
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

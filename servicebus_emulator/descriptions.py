@@ -10,15 +10,22 @@ from collections.abc import Mapping
 from typing import cast, get_args
 
 from servicebus_emulator.atom import CONNECT, Element, MalformedXml, Xml, moment, name_of, tag
-from servicebus_emulator.config import LONGEST_TTL, MIB, ConfigError, QueueSettings, Status, parse_duration
+from servicebus_emulator.config import (
+    LONGEST,
+    LONGEST_TTL,
+    MIB,
+    MINUTE,
+    MOST,
+    ConfigError,
+    QueueSettings,
+    Status,
+    parse_duration,
+)
 from servicebus_emulator.namespace import LiveQueue
 from servicebus_emulator.rights import Right, Rule
 
 FOR_EVER = "P10675199DT2H48M5.4775807S"
 COUNTS = "http://schemas.microsoft.com/netservices/2011/06/servicebus"
-MINUTE = 60_000
-DAY = 24 * 60 * MINUTE
-MOST = 2**31 - 1
 MOST_RULES = 12
 LONGEST_METADATA = 1024
 
@@ -60,14 +67,14 @@ def read_settings(description: Element, before: QueueSettings | None, max_messag
         raise BadValue(f"Status is one of {', '.join(get_args(Status))}.")
     defaults = QueueSettings()
     return QueueSettings(
-        lock_duration=_span(texts, "LockDuration", most=5 * MINUTE) or defaults.lock_duration,
+        lock_duration=_span(texts, "LockDuration") or defaults.lock_duration,
         max_delivery_count=_number(texts, "MaxDeliveryCount", None) or defaults.max_delivery_count,
         default_ttl=_span(texts, "DefaultMessageTimeToLive", least=1000),
         dead_letter_on_expiration=_flag(texts, "DeadLetteringOnMessageExpiration", default=False),
         requires_duplicate_detection=_fixed(
             texts, "RequiresDuplicateDetection", before, "requires_duplicate_detection"
         ),
-        duplicate_window=_span(texts, "DuplicateDetectionHistoryTimeWindow", most=7 * DAY) or defaults.duplicate_window,
+        duplicate_window=_span(texts, "DuplicateDetectionHistoryTimeWindow") or defaults.duplicate_window,
         max_message_size=None if kilobytes is None else kilobytes * 1024,
         max_size=(_number(texts, "MaxSizeInMegabytes", None) or defaults.max_size // MIB) * MIB,
         status=cast(Status, status),
@@ -186,9 +193,9 @@ def _number(texts: Mapping[str, str], name: str, default: int | None) -> int | N
     return int(text)
 
 
-def _span(texts: Mapping[str, str], name: str, *, least: int = 1, most: int | None = None) -> int | None:
+def _span(texts: Mapping[str, str], name: str, *, least: int = 1) -> int | None:
     """Milliseconds; None for what is not said, and where there is no limit for what has no end."""
-    text = texts.get(name)
+    text, most = texts.get(name), LONGEST.get(name)
     if not text:
         return None
     try:

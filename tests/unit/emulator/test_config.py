@@ -65,15 +65,63 @@ def test_anything_else_is_not_a_duration(text: str) -> None:
         (document({"Name": "a"}, {"Name": "A"}), "listed twice"),
         (document({"Name": "-a"}), "not a queue's name"),
         (document({"Name": 7}), "not a queue's name"),
-        (document({"Name": "q", "Properties": {"LockDurations": "PT1S"}}), "q: unknown properties LockDurations"),
+        (
+            document({"Name": "q", "Properties": {"LockDurations": "PT1S"}}),
+            "q: Properties: there is no 'LockDurations' here. Did you mean 'LockDuration'?",
+        ),
         (document({"Name": "q", "Properties": {"RequiresSession": True}}), "q: RequiresSession is not supported"),
         (document({"Name": "q", "Properties": {"ForwardTo": "x"}}), "q: ForwardTo is not supported"),
         (document({"Name": "q", "Properties": {"MaxDeliveryCount": 0}}), "q: MaxDeliveryCount"),
         (document({"Name": "q", "Properties": {"MaxDeliveryCount": True}}), "q: MaxDeliveryCount"),
         (document({"Name": "q", "Properties": {"LockDuration": 60}}), "q: LockDuration is a duration"),
         (document({"Name": "q", "Properties": {"RequiresDuplicateDetection": "yes"}}), "is true or false"),
+        (document({"Name": "q", "Properties": {"LockDuration": "PT10M"}}), "q: LockDuration is PT10M; .* 5 minutes"),
+        (document({"Name": "q", "Properties": {"DuplicateDetectionHistoryTimeWindow": "P8D"}}), "10080 minutes"),
+        (document({"Name": "q", "Properties": {"LockDuration": "1 minute"}}), "q: LockDuration is '1 minute'; a dur"),
+        (document({"Name": "q", "Properties": {"LockDuration": f"P{'9' * 400}D"}}), "q: LockDuration is 'P9999"),
+        (document({"Name": "q", "Properties": {"MaxDeliveryCount": 2**31}}), "q: MaxDeliveryCount is a whole number"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(wrong: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         parse_config(wrong)
+
+
+KEY = {"Name": "k", "Rights": ["Send"], "PrimaryKey": "secret"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"userConfig": {}}, "the file: there is no 'userConfig' here. Did you mean 'UserConfig'?"),
+        ({"UserConfig": {}, "Namespaces": []}, "the file: there is no 'Namespaces' here"),
+        ({"UserConfig": {"NameSpaces": []}}, "UserConfig: there is no 'NameSpaces' here. Did you mean 'Namespaces'?"),
+        ({"namespaces": []}, "the file: there is no 'namespaces' here. Did you mean 'Namespaces'?"),
+        (
+            {"Namespaces": [{}, {"authorizationRules": [KEY]}]},
+            r"Namespaces\[1\]: there is no 'authorizationRules' here. Did you mean 'AuthorizationRules'?",
+        ),
+        ({"Namespaces": [{"queues": []}]}, r"Namespaces\[0\]: there is no 'queues' here. Did you mean 'Queues'?"),
+        (
+            document({"Name": "q", "AuthorisationRules": [KEY]}),
+            "q: there is no 'AuthorisationRules' here. Did you mean 'AuthorizationRules'",
+        ),
+        (document({"name": "q"}), "a queue: there is no 'name' here. Did you mean 'Name'?"),
+        (
+            document({"Name": "q", "AuthorizationRules": [{**KEY, "secondaryKey": "s"}]}),
+            "q: an authorization rule: there is no 'secondaryKey' here. Did you mean 'SecondaryKey'?",
+        ),
+        (
+            document({"Name": "q", "Zzz": 1}),
+            "q: there is no 'Zzz' here. Known are Name, Properties, AuthorizationRules",
+        ),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused_at_every_level(wrong: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=why.replace("?", "[?]")) as refused:
+        parse_config(wrong)
+    assert "secret" not in str(refused.value)
+
+
+def test_logging_may_say_what_it_likes() -> None:
+    assert parse_config({"UserConfig": {"Logging": {"Type": "File", "anything": {"else": 1}}}}).queues == {}
