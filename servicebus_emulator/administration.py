@@ -17,7 +17,7 @@ from servicebus_emulator.config import is_queue_name
 from servicebus_emulator.descriptions import BadValue, Unsupported
 from servicebus_emulator.http import HttpRequest, HttpResponse
 from servicebus_emulator.namespace import LiveQueue, Namespace
-from servicebus_emulator.rights import Keyring, Right, Unauthorized
+from servicebus_emulator.rights import Keyring, Right, Unauthorized, Unsigned
 
 ENTRY = "application/atom+xml;type=entry;charset=utf-8"
 FEED = "application/atom+xml;type=feed;charset=utf-8"
@@ -33,6 +33,18 @@ class Refusal(Exception):
         self.status = status
 
 
+class Lacking(Refusal):
+    """The key is good, and its rule does not go that far: a mistake of somebody known, or only a question."""
+
+    def __init__(self, path: str) -> None:
+        place = f"the queue '{path}' or the namespace" if path else "the namespace"
+        super().__init__(
+            401,
+            f"SubCode=40100. Manage claim is required for this operation: the key is good, but its rule lacks Manage "
+            f"on {place}.",
+        )
+
+
 class Administration:
     """The ``Site`` of a namespace."""
 
@@ -46,17 +58,19 @@ class Administration:
         self._namespace.journal.after_commit(act)
 
     def answer(self, request: HttpRequest) -> HttpResponse:
+        note = log.info
         try:
             return self._answer(request)
         except Refusal as refusal:
             status, detail = refusal.status, str(refusal)
+            note = log.debug if isinstance(refusal, Lacking) else note
         except Unauthorized as refused:
             status, detail = 401, f"{refused} A key with the right is needed; see AuthorizationRules."
         except (MalformedXml, BadValue) as wrong:
             status, detail = 400, f"SubCode=40000. {wrong}"
         except Unsupported as wanting:
             status, detail = 501, f"SubCode=50100. {wanting}"
-        log.info("administration.refused", method=request.method, path=request.path, status=status, reason=detail)
+        note("administration.refused", method=request.method, path=request.path, status=status, reason=detail)
         detail = f"{detail} TrackingId:{uuid4()}, Timestamp:{atom.moment(self._namespace.now())}"
         return HttpResponse(status, atom.document(atom.error(status, detail)), headers=_challenge(status))
 
@@ -165,9 +179,15 @@ class Administration:
                 "use a connection string with a shared access key.",
             )
         now = self._namespace.now()
-        claim = self._keyring.redeem(token, f"https://{request.headers.get('host', '')}/{path}", now)
+        audience = f"https://{request.headers.get('host', '')}/{path}"
+        try:
+            claim = self._keyring.redeem(token, audience, now)
+        except Unsigned:
+            if self._keyring.is_known(token):
+                raise Lacking(path) from None
+            raise
         if not claim.allows(path, Right.MANAGE, now):
-            raise Refusal(401, "SubCode=40100. Manage claim is required for this operation; the key's rule lacks it.")
+            raise Lacking(path)
 
     # ------------------------------------------------------------------------------------------------ writing
 

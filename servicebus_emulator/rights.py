@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a token grants, on which path and below it, until when (milliseconds since the epoch; None: for ever)."""
+    """What a token grants, on which queue (`""`: on all), until when (milliseconds since the epoch; None: for ever)."""
 
     path: str
     rights: frozenset[Right]
@@ -49,11 +49,15 @@ class Claim:
     def allows(self, path: str, right: Right, now: int) -> bool:
         if self.expires_at is not None and self.expires_at <= now:
             return False
-        return _is_within(path.lower(), self.path) and bool({right, Right.MANAGE} & self.rights)
+        return is_of(path.lower(), self.path) and bool({right, Right.MANAGE} & self.rights)
 
 
 class Unauthorized(Exception):
     """The token proves nothing; the text says why, and never holds the token."""
+
+
+class Unsigned(Unauthorized):
+    """No key of a rule of that name, at that place, signed it."""
 
 
 RulesOf = Callable[[str], Iterable[tuple[str, Rule]]]
@@ -79,11 +83,20 @@ class Keyring:
         if signed_host != host or not _is_within(path, signed_path):
             raise Unauthorized("InvalidAudience: The token is for another resource.")
         for at, rule in self._rules_of(signed_path):
-            if rule.name != name or not _is_within(signed_path, at):
+            if rule.name != name or not (is_of(signed_path, at) and is_of(path, at)):
                 continue
             if any(_is_signed(key, resource, expiry, signature) for key in rule.keys):
                 return Claim(path, rule.rights, expiry * 1000)
-        raise Unauthorized("InvalidSignature: The token has an invalid signature.")
+        raise Unsigned("InvalidSignature: The token has an invalid signature.")
+
+    def is_known(self, token: str) -> bool:
+        """Whether a rule's key signed it, wherever the rule is; what it grants, and whether still, is not asked."""
+        try:
+            resource, signature, expiry, name = _parts(token)
+        except Unauthorized:
+            return False
+        keys = [key for _, rule in self._rules_of("") if rule.name == name for key in rule.keys]
+        return any(_is_signed(key, resource, expiry, signature) for key in keys)
 
     def login(self, name: str, key: str) -> list[Claim]:
         """What a key grants that is shown instead of a token (SASL PLAIN); nothing when it is of no rule."""
@@ -159,6 +172,11 @@ def _place(resource: str) -> tuple[str, str]:
     if match is None:
         raise Unauthorized("MalformedToken: The resource is not a URI.")
     return match[1].lower().partition(":")[0], resource[match.end() :].strip("/").lower()
+
+
+def is_of(path: str, place: str) -> bool:
+    """Whether a path is a queue, or a part of it ($deadletterqueue, $management): `q/sub` is another queue than `q`."""
+    return not place or path == place or path.startswith(place + "/$")
 
 
 def _is_within(path: str, scope: str) -> bool:

@@ -457,7 +457,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Office]:
         (token("all-key", "all", seconds=-1), "ExpiredToken"),
         (token("all-key", "all", path="p"), "InvalidAudience"),
         (token("send-key", "sender"), "Manage claim is required"),
-        (token("own-key", "own"), "InvalidSignature"),
+        (token("own-key", "own"), "the key is good, but its rule lacks Manage on"),
     ],
 )
 async def test_without_the_right_nothing_is_done_and_nothing_is_told(
@@ -473,6 +473,29 @@ async def test_without_the_right_nothing_is_done_and_nothing_is_told(
     assert [live.name for live in guarded.namespace.queues()] == ["p", "q"]
     assert guarded.queue("q").updated_at == NOW
     assert guarded.queue("q").queue.settings.rules == (OWN,)
+
+
+@pytest.mark.parametrize(
+    ("headers", "level"),
+    [
+        (token("own-key", "own"), "DEBUG"),
+        (token("send-key", "sender"), "DEBUG"),
+        (token("made-up", "own"), "INFO"),
+        (token("own-key", "all"), "INFO"),
+        (token("own-key", "own", seconds=-1), "INFO"),
+        ({}, "INFO"),
+    ],
+)
+async def test_a_good_key_that_lacks_a_right_is_no_attack_in_the_log(
+    guarded: Office, headers: dict[str, str], level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "servicebus_emulator")
+    response = guarded.ask("GET", "/$Resources/queues", headers=headers)
+    assert response.status == 401
+    [record] = [record for record in caplog.records if record.message == "administration.refused"]
+    assert record.levelname == level
+    is_told = "the key is good, but its rule lacks Manage on the namespace." in detail(response)
+    assert is_told == (level == "DEBUG")
 
 
 @pytest.mark.parametrize("key", ["all-key", "second"])

@@ -5,7 +5,7 @@ from urllib.parse import quote_plus
 
 import pytest
 
-from servicebus_emulator.rights import Claims, Keyring, Right, Rule, Unauthorized, sign
+from servicebus_emulator.rights import Claims, Keyring, Right, Rule, Unauthorized, is_of, sign
 
 NOW = 1_700_000_000_000
 RULES = {
@@ -17,7 +17,7 @@ RULES = {
 
 def rules_of(path: str) -> Iterator[tuple[str, Rule]]:
     for at, rule in RULES.items():
-        if not path or not at or path == at or path.startswith(at + "/"):
+        if not path or is_of(path, at):
             yield at, rule
 
 
@@ -89,6 +89,30 @@ def test_what_proves_nothing_is_refused_without_repeating_it(said: str, audience
         Claims(KEYRING).put_token(said, audience, NOW)
     assert "key" not in str(refused.value)
     assert "sig=" not in str(refused.value)
+
+
+def test_a_queues_key_opens_what_belongs_to_the_queue_and_no_queue_below_it() -> None:
+    granted = claims((token("sb://host/q", "reader-key", "reader"), "sb://host/q"))
+    for path in ("q/$management", "q/$DeadLetterQueue", "q/$DeadLetterQueue/$management"):
+        assert granted.allow(path, Right.LISTEN, NOW)
+        assert claims((token(f"sb://host/{path}", "reader-key", "reader"), f"sb://host/{path}"))
+    for path in ("q/sub", "q/sub/$DeadLetterQueue", "q2"):
+        assert not granted.allow(path, Right.LISTEN, NOW)
+        for signed in ("q", path):
+            with pytest.raises(Unauthorized):
+                claims((token(f"sb://host/{signed}", "reader-key", "reader"), f"sb://host/{path}"))
+    shown = Claims(KEYRING)
+    shown.login("reader", "reader-key")
+    assert shown.allow("q", Right.LISTEN, NOW)
+    assert not shown.allow("q/sub", Right.LISTEN, NOW)
+    assert claims((token("sb://host/", "root-key", "root"), "sb://host/q/sub")).allow("q/sub", Right.SEND, NOW)
+
+
+def test_a_key_is_known_by_its_signature_wherever_its_rule_is() -> None:
+    assert KEYRING.is_known(token("sb://host/", "other-key", "reader"))
+    assert not KEYRING.is_known(token("sb://host/", "other-key", "root"))
+    assert not KEYRING.is_known(token("sb://host/", "made-up", "reader"))
+    assert not KEYRING.is_known("SharedAccessSignature sr=x")
 
 
 def test_a_new_token_for_the_same_place_replaces_the_last() -> None:
