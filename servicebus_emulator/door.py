@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from servicebus_emulator import log
@@ -64,9 +64,21 @@ def is_local(host: str) -> bool:
 
 
 class Door:
-    """Listens. ``tls`` is None where TLS is not offered; ``plain_anywhere`` admits plain TCP from other machines."""
+    """Listens. ``tls`` is None where TLS is not offered; ``plain_anywhere`` admits plain TCP from other machines.
 
-    def __init__(self, connect: Connect, site: Site, tls: ssl.SSLContext | None, *, plain_anywhere: bool) -> None:
+    ``hosts`` are the names that HTTP without TLS is answered under besides addresses; None where every name will do.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        site: Site,
+        tls: ssl.SSLContext | None,
+        *,
+        plain_anywhere: bool,
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        self._hosts = hosts
         self._connect = connect
         self._site = site
         self._tls = tls
@@ -164,7 +176,7 @@ class Door:
         return Threshold(self._connect, self._web, self._guests)
 
     def _web(self) -> Web:
-        web = Web(self._site, self._connect, self._guests.discard)
+        web = Web(self._site, self._connect, self._guests.discard, self._hosts)
         self._guests.add(web)
         return web
 

@@ -6,7 +6,7 @@ A request to upgrade to WebSocket (RFC 6455, 4.2) on its path leaves this file f
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from servicebus_emulator import log
+from servicebus_emulator.hosts import host_of, is_address
 from servicebus_emulator.http import HttpRequest, HttpResponse, Site
 from servicebus_emulator.websocket import PATH, Refused, WebSocket, accept
 
@@ -23,16 +24,29 @@ EXCHANGE_SECONDS = 60.0  # from the end of one answer to the end of the next
 LINGER_SECONDS = 2.0  # after an answer that came before the end of its request, so that it is read (9112, 9.6)
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
+UNKNOWN_HOST = (
+    "This is not the host that the request names. Without AuthorizationRules only localhost, addresses and the name "
+    "given with --host are answered, so that no page in a browser gets in by a name of its own (DNS rebinding). "
+    "Use one of these, or TLS, or a configuration with AuthorizationRules."
+)
+
 Headers = Iterable[tuple[str, str]]
 
 
 class Web(asyncio.Protocol):
     """One HTTP connection."""
 
-    def __init__(self, site: Site, connect: Callable[[], asyncio.Protocol], on_gone: Callable[["Web"], None]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        connect: Callable[[], asyncio.Protocol],
+        on_gone: Callable[["Web"], None],
+        hosts: Collection[str] | None = None,
+    ) -> None:
         self._site = site
         self._connect = connect
         self._on_gone = on_gone
+        self._hosts = hosts
         self._loop = asyncio.get_running_loop()
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
         self._transport: asyncio.Transport | None = None
@@ -134,6 +148,8 @@ class Web(asyncio.Protocol):
         self._body.clear()
         if len(request.target) + sum(len(name) + len(value) for name, value in request.headers) > MAX_HEADER:
             self._refuse(431, f"a header may have {MAX_HEADER} bytes")
+        elif _header(request, b"transfer-encoding") and _header(request, b"content-length"):  # 9112, 6.1: smuggling
+            self._refuse(400, "a request has a Content-Length or a Transfer-Encoding, not both")
         elif int(_header(request, b"content-length") or 0) > MAX_BODY:
             self._refuse(413, f"a body may have {MAX_BODY} bytes")
         elif self._http.they_are_waiting_for_100_continue:
@@ -148,12 +164,24 @@ class Web(asyncio.Protocol):
         except ValueError as error:
             self._refuse(400, str(error))
             return
-        if path.lower() == PATH:
+        if not self._is_welcome(request):
+            self._refuse(421, UNKNOWN_HOST)
+        elif path.lower() == PATH:
             self._upgrade(request)
         elif _header(request, b"upgrade").lower() == b"websocket":
             self._refuse(404, f"WebSocket is spoken on {PATH} only")
         else:
             self._answer(request, path, query)
+
+    def _is_welcome(self, request: h11.Request) -> bool:
+        """Against DNS rebinding: a browser's page is told from us by the name that it believes to be talking to.
+
+        An address is nobody's name; inside TLS the browser has compared the name with the certificate itself.
+        """
+        if self._hosts is None or (self._transport and self._transport.get_extra_info("ssl_object") is not None):
+            return True
+        name = host_of(_header(request, b"host").decode("latin-1"))
+        return name in self._hosts or is_address(name)
 
     def _answer(self, request: h11.Request, path: str, query: dict[str, str]) -> None:
         method = request.method.decode("ascii").upper()

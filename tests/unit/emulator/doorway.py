@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -93,14 +93,16 @@ class Doorway:
 
 
 @asynccontextmanager
-async def doorway(tls: ssl.SSLContext | None = None, *, plain_anywhere: bool = False) -> AsyncIterator[Doorway]:
+async def doorway(
+    tls: ssl.SSLContext | None = None, *, plain_anywhere: bool = False, hosts: Collection[str] | None = None
+) -> AsyncIterator[Doorway]:
     site, echoes = Site(), list[Echo]()
 
     def connect() -> Echo:
         echoes.append(Echo())
         return echoes[-1]
 
-    door = Door(connect, site, tls, plain_anywhere=plain_anywhere)
+    door = Door(connect, site, tls, plain_anywhere=plain_anywhere, hosts=hosts)
     made = Doorway(await door.open(LOCAL, 0), site, echoes, door)
     try:
         yield made

@@ -145,6 +145,12 @@ async def test_whoever_asks_first_is_told_to_go_on(made: Doorway) -> None:
         pytest.param(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n", 400, id="length"),
         pytest.param(b"PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", 501, id="coding"),
         pytest.param(b"PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, id="chunk"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            b"GET /hidden HTTP/1.1\r\nHost: h\r\n\r\n",
+            400,
+            id="two-lengths",
+        ),
         pytest.param(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 17_000 + b"\r\n\r\n", 431, id="large-header"),
         pytest.param(b"GET /" + b"x" * 17_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 431, id="large-target"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 300_000, 431, id="endless-header"),
