@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import ssl
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from servicebus_emulator import log
@@ -14,20 +16,34 @@ from servicebus_emulator.connection import Connection
 from servicebus_emulator.door import Door, TlsError, is_local, tls_context
 from servicebus_emulator.fault_switch import FaultSwitch
 from servicebus_emulator.faults import Faults, FaultsError
+from servicebus_emulator.hosts import own_names
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.namespace import Namespace
 from servicebus_emulator.places import NamespacePlaces
 from servicebus_emulator.store import Store, StoreError
 
 MIB = 1024 * 1024
+PATIENCE = 8.0  # seconds for the disk, once we are told to stop
+STUCK = -1
+
+
+def port_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text} is no port; ports are 0 (a free one) to 65535")
+    return int(text)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="servicebus-emulator", description="A Service Bus for one machine.")
-    parser.add_argument("--port", type=int, default=5673, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=5673, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the queues are kept")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="queues to create, as JSON")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="queues and rights, as JSON (default: as stored)")
+    parser.add_argument(
+        "--unrestricted",
+        action="store_true",
+        help="with a --config without AuthorizationRules: take back those that the data was restricted by",
+    )
     parser.add_argument("--cert", type=Path, metavar="FILE", help="TLS: the certificate and its chain, as PEM")
     parser.add_argument("--key", type=Path, metavar="FILE", help="TLS: the certificate's private key, as PEM")
     parser.add_argument(
@@ -65,7 +81,7 @@ def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
 
 
 async def serve(
-    options: argparse.Namespace, config: Config, store: Store, faults: Faults, tls: ssl.SSLContext | None
+    options: argparse.Namespace, config: Config | None, store: Store, faults: Faults, tls: ssl.SSLContext | None
 ) -> int:
     """Run until told to stop; the exit status."""
     loop = asyncio.get_running_loop()
@@ -81,7 +97,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     journal = GroupCommit(store, fail)
-    namespace = Namespace(store, journal, config, faults=faults)
+    namespace = Namespace(store, journal, config, faults=faults, unrestricted=options.unrestricted)
     places = NamespacePlaces(namespace, options.max_message_size)
     connections: set[Connection] = set()
 
@@ -94,19 +110,35 @@ async def serve(
     site = FaultSwitch(faults, places.keyring, namespace.now, administration)
     if faults.are_on:
         log.warning("faults.on", faults=faults.asked, seed=faults.seed)
-    door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere)
+    hosts = None if namespace.has_rules() else own_names(options.host)  # with rules, it is keys that tell who may
+    door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere, hosts=hosts)
     port = await door.open(options.host, options.port)
     sys.stdout.write(f"listening on {options.host}:{port}\n")
     sys.stdout.flush()
-    log.info("emulator.listening", host=options.host, port=port, tls=tls is not None, data=str(options.data))
+    log.info(
+        "emulator.listening",
+        host=options.host,
+        port=port,
+        tls=tls is not None,
+        restricted=hosts is None,
+        data=str(options.data),
+    )
     await stop.wait()
     door.shut()
     namespace.close()
-    await journal.drained()  # whoever waits for an acknowledgement still gets it
+    deadline = loop.time() + PATIENCE
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await journal.drained()  # whoever waits for an acknowledgement still gets it
     for connection in list(connections):
         connection.close()
     door.clear()
-    await journal.close()
+    try:
+        async with asyncio.timeout_at(deadline):
+            await journal.close()
+    except TimeoutError:
+        status = STUCK
+        log.error("store.stuck", seconds=PATIENCE)
     await asyncio.sleep(0)  # let the last frames go out
     if faults.struck:
         log.info("faults.struck", **faults.struck)
@@ -119,7 +151,7 @@ def main() -> None:
     log.configure(options.log_level)
     try:
         tls = tls_of(options)
-        config = read_config(options.config) if options.config is not None else Config()
+        config = read_config(options.config) if options.config is not None else None
         faults = Faults(options.fault, options.seed)
         store = Store(options.data)
     except (TlsError, ConfigError, FaultsError, StoreError, OSError) as error:
@@ -127,6 +159,10 @@ def main() -> None:
     sys.setswitchinterval(0.0005)  # the thread that commits must not wait for the one that talks
     try:
         status = asyncio.run(serve(options, config, store, faults, tls))
+        if status == STUCK:
+            os._exit(1)  # even to close the store would be to wait for the disk
+    except ConfigError as error:
+        sys.exit(f"servicebus-emulator: {options.data}: {error}")
     except OSError as error:
         sys.exit(f"servicebus-emulator: cannot listen on {options.host}:{options.port}: {error.strerror}")
     finally:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from servicebus_emulator import log
+from servicebus_emulator.beginning import begin
 from servicebus_emulator.broker import Queue
 from servicebus_emulator.config import Config, QueueSettings
 from servicebus_emulator.faults import Faults
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
 from servicebus_emulator.record import Message, NotFound
-from servicebus_emulator.rights import Rule
+from servicebus_emulator.rights import Rule, is_of
 from servicebus_emulator.store import Store
 
 T = TypeVar("T")
@@ -136,7 +137,11 @@ class LiveQueue:
                 line.append(consumer)
                 if message is None:
                     break
-                consumer.deliver(message)
+                try:
+                    consumer.deliver(message)
+                except Exception as error:  # noqa: BLE001 - one message's trouble is not another's
+                    log.error("delivery.bug", exc_info=error, queue=self.name, sequence=message.sequence)
+                    self.queue.set_aside(message, str(error))
 
     def _deliver_soon(self) -> None:
         def resume() -> None:
@@ -153,10 +158,13 @@ class Namespace:
         self,
         store: Store,
         journal: GroupCommit,
-        config: Config,
+        config: Config | None,
         clock: Callable[[], int] = wall_clock,
         faults: Faults | None = None,
+        *,
+        unrestricted: bool = False,
     ) -> None:
+        """Without a configuration all is as it was. Raises ConfigError when what is stored speaks against it."""
         self.journal = journal
         self.faults = faults or Faults()
         self._clock = clock
@@ -164,11 +172,10 @@ class Namespace:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: int | None = None
         self._queues: dict[str, LiveQueue] = {}
-        self.rules = config.rules
+        access = begin(store, config, clock(), unrestricted=unrestricted)
+        self.rules = access.rules
         """Rules for the whole namespace."""
-        for name, settings in config.queues.items():
-            store.put_queue(name, settings, clock())
-        self._is_restricted = bool(config.rules) or any(settings.rules for settings in config.queues.values())
+        self._is_restricted = access.restricted
         self._last_key = 0
         for stored in store.queues():
             queue = Queue(stored.key, stored.name, stored.settings, journal, self.faults)
@@ -198,12 +205,12 @@ class Namespace:
     def rules_of(self, path: str) -> Iterator[tuple[str, Rule]]:
         """The rules that may vouch for a path: those of its queue, then those of the namespace; all, for the root."""
         for name, live in self._queues.items():
-            if not path or path == name or path.startswith(name + "/"):
+            if not path or is_of(path, name):
                 yield from ((name, rule) for rule in live.queue.settings.rules)
         yield from (("", rule) for rule in self.rules)
 
     def has_rules(self) -> bool:
-        """Whether anything is restricted at all, which is for the configuration to say.
+        """Whether anything is restricted at all, which a configuration says, once and for later starts (`beginning`).
 
         A rule that a client makes where everybody may do everything is kept, and keeps nobody out: else it would
         lock out all who have no key, from the next start on.
@@ -255,7 +262,10 @@ class Namespace:
         self._timer_due = None
         for live in self._queues.values():
             due = live.queue.next_deadline()
-            if due is not None and due <= self._clock():
-                live.queue.tick(self._clock())
-                live.deliver()
+            try:
+                if due is not None and due <= self._clock():
+                    live.queue.tick(self._clock())
+                    live.deliver()
+            except Exception as error:  # noqa: BLE001 - time goes on, for this queue and for all others
+                log.error("tick.bug", exc_info=error, queue=live.name)
             self.wake_at(live.queue.next_deadline())

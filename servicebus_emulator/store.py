@@ -1,26 +1,32 @@
 """The queues on disk: SQLite, one file, one writer.
 
 Only rows and statements live here; what they mean is the broker's. A ``Batch`` is written in one transaction with
-an fsync at its end (``synchronous=FULL``), so it is there whole after a crash or not at all.
+an fsync at its end (``synchronous=FULL``), so it is there whole after a crash or not at all. Keys are in it, in plain
+text: nobody but its owner may read it.
 """
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from servicebus_emulator.codec import decode, encode
-from servicebus_emulator.config import QueueSettings
+from servicebus_emulator.config import QueueSettings, rules_from_json, rules_to_json
+from servicebus_emulator.private import make_private
 from servicebus_emulator.record import Message, State
+from servicebus_emulator.rights import Rule
 
-VERSION = 3
+VERSION = 4
 _SCHEMA = """
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, last_sequence INTEGER NOT NULL,
-    settings TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+    settings TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, configured TEXT
 ) STRICT;
+CREATE TABLE namespace (rules TEXT NOT NULL, restricted INTEGER NOT NULL) STRICT;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, sequence INTEGER NOT NULL, message_id TEXT NOT NULL,
     enqueued_at INTEGER NOT NULL, state INTEGER NOT NULL, dead INTEGER NOT NULL, scheduled_for INTEGER,
@@ -60,6 +66,8 @@ class StoredQueue:
     last_sequence: int
     created_at: int
     updated_at: int
+    configured: str | None
+    """The digest of what the configuration file said of it at the last start; None when it was not in there."""
 
 
 def message_row(queue: int, message: Message) -> tuple[Any, ...]:
@@ -84,7 +92,7 @@ class Store:
     """Opened by one thread and then used by one other: never by two at once."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory, ("queues.sqlite", "queues.sqlite-wal", "queues.sqlite-shm"))
         self._db = sqlite3.connect(
             directory / "queues.sqlite", isolation_level=None, check_same_thread=False, timeout=0.2
         )
@@ -99,7 +107,10 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={VERSION}")
             elif version != VERSION:
-                raise StoreError(f"{directory} was written by another version of this program ({version})")
+                raise StoreError(
+                    f"{directory} was written by another version of this program ({version}, and this is {VERSION}): "
+                    "give another --data, and keep it for that version"
+                )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise StoreError(f"{directory} cannot be opened (is it in use?): {error}") from error
@@ -111,9 +122,14 @@ class Store:
 
     def queues(self) -> list[StoredQueue]:
         rows = self._db.execute(
-            "SELECT id, name, settings, last_sequence, created_at, updated_at FROM queues ORDER BY id"
+            "SELECT id, name, settings, last_sequence, created_at, updated_at, configured FROM queues ORDER BY id"
         )
         return [StoredQueue(key, name, QueueSettings.from_json(text), *rest) for key, name, text, *rest in rows]
+
+    def access(self) -> tuple[tuple[Rule, ...], bool]:
+        """The namespace's rules, and whether rules restrict anybody."""
+        row = self._db.execute("SELECT rules, restricted FROM namespace").fetchone()
+        return ((), False) if row is None else (rules_from_json(json.loads(row[0])), bool(row[1]))
 
     def messages(self, queue: int) -> Iterable[Message]:
         rows = self._db.execute(
@@ -149,14 +165,31 @@ class Store:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def put_queue(self, name: str, settings: QueueSettings, at: int = 0) -> None:
+    def put_queue(self, name: str, settings: QueueSettings, at: int = 0, configured: str | None = None) -> None:
         """Create the queue, or give the one that is there these settings. Before anybody uses the store."""
         self._db.execute(
-            "INSERT INTO queues (name, last_sequence, settings, created_at, updated_at) VALUES (?1, 0, ?2, ?3, ?3)"
-            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, updated_at = excluded.updated_at"
-            " WHERE settings <> excluded.settings",
-            (name, settings.to_json(), at),
+            "INSERT INTO queues (name, last_sequence, settings, created_at, updated_at, configured)"
+            " VALUES (?1, 0, ?2, ?3, ?3, ?4)"
+            " ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, configured = excluded.configured,"
+            " updated_at = iif(settings = excluded.settings, updated_at, excluded.updated_at)",
+            (name, settings.to_json(), at, configured),
         )
+
+    def put_access(self, rules: Iterable[Rule], *, restricted: bool) -> None:
+        """The namespace's rules, and whether rules restrict anybody. Before anybody uses the store."""
+        self._db.execute("DELETE FROM namespace")
+        self._db.execute("INSERT INTO namespace VALUES (?, ?)", (json.dumps(rules_to_json(rules)), int(restricted)))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """All that is put inside, or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def write(self, batch: Batch) -> None:
         """All of it, durably, or an exception and nothing."""

@@ -5,12 +5,17 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from servicebus_emulator.codec import Described, ULong
+from servicebus_emulator.frames import write_frame
+from servicebus_emulator.performatives import SOURCE, TARGET, Attach, Transfer
 from tests.emulator_process import EmulatorProcess
+from tests.unit.emulator.wire_peer import message
 
 AMQP = b"AMQP\x00\x01\x00\x00"
 SASL = b"AMQP\x03\x01\x00\x00"
@@ -133,6 +138,46 @@ def test_a_wrong_configuration_is_refused_with_its_place(tmp_path: Path) -> None
         EmulatorProcess(tmp_path, ["q"], LockDuration="PT0S").start()
 
 
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "amqp", "٣"])
+def test_a_port_that_is_none_is_said_so(tmp_path: Path, port: str) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "servicebus_emulator", f"--port={port}", "--data", tmp_path / "data"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert f"{port} is no port; ports are 0 (a free one) to 65535" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+RULES = {"": [{"Name": "k", "Rights": ["Manage"], "PrimaryKey": "a-key"}]}
+
+
+def test_data_that_were_restricted_are_opened_by_the_option_only(tmp_path: Path) -> None:
+    EmulatorProcess(tmp_path, ["q"], rules=RULES).start().stop()
+    with pytest.raises(RuntimeError, match="the data is restricted by AuthorizationRules") as refused:
+        EmulatorProcess(tmp_path, ["q"]).start()
+    assert "Traceback" not in str(refused.value)
+    EmulatorProcess(tmp_path, ["q"], options=["--unrestricted"]).start().stop()
+    log = (tmp_path / "emulator.log").read_text()
+    assert '"level": "warning", "event": "rights.unrestricted"' in log
+    assert [line.partition('"restricted": ')[2][:5] for line in log.splitlines() if "emulator.listening" in line] == [
+        "true,",
+        "false",
+    ]
+
+
+def test_another_hosts_name_is_answered_where_keys_are_asked_for_only(tmp_path: Path) -> None:
+    said = b"GET /$namespaceinfo HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    with EmulatorProcess(tmp_path / "open") as running:
+        assert converse(running, said).startswith(b"HTTP/1.1 421 ")
+        assert converse(running, said.replace(b"evil.example", b"localhost")).startswith(b"HTTP/1.1 200 ")
+    with EmulatorProcess(tmp_path / "guarded", rules=RULES) as running:
+        assert converse(running, said).startswith(b"HTTP/1.1 401 ")
+
+
 def test_it_imports_the_standard_library_and_the_two_that_parse_http_only() -> None:
     listed = subprocess.run(
         [sys.executable, "-c", "import sys, servicebus_emulator.__main__; print(*sys.modules)"],
@@ -145,3 +190,43 @@ def test_it_imports_the_standard_library_and_the_two_that_parse_http_only() -> N
     tops -= {"servicebus_emulator", "__main__", "h11", "wsproto"}
     foreign = {name for name in tops if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert foreign <= {"sitecustomize", "usercustomize", "google", "sphinxcontrib"}
+
+
+HANGING = """
+import sys, threading
+from servicebus_emulator import __main__ as program, store
+program.PATIENCE = 1.0
+store.Store.write = lambda self, batch: threading.Event().wait()
+sys.exit(program.main())
+"""
+
+
+def test_it_ends_even_if_the_disk_does_not_answer(tmp_path: Path) -> None:
+    arguments = ["--port", "0", "--data", str(tmp_path / "data"), "--config", str(tmp_path / "config.json")]
+    (tmp_path / "config.json").write_text('{"UserConfig": {"Namespaces": [{"Name": "n", "Queues": [{"Name": "q"}]}]}}')
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+                attach = Attach(
+                    name="s",
+                    handle=0,
+                    role=False,
+                    source=Described(ULong(SOURCE), ["here"]),
+                    target=Described(ULong(TARGET), ["q"]),
+                    initial_delivery_count=0,
+                )
+                transfer = Transfer(handle=0, delivery_id=0, delivery_tag=b"t")
+                raw.sendall(AMQP + OPEN + BEGIN + write_frame(1, attach) + write_frame(1, transfer, message("a")))
+                time.sleep(0.5)
+                process.terminate()
+                assert process.wait(10) == 1
+        finally:
+            process.kill()

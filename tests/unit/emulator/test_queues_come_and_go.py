@@ -35,7 +35,7 @@ async def namespace(
     def fail(error: BaseException) -> None:
         raise AssertionError from error
 
-    made = Namespace(opened, GroupCommit(opened, fail), config or Config(), lambda: now)
+    made = Namespace(opened, GroupCommit(opened, fail), config, lambda: now)
     try:
         yield made
     finally:
@@ -157,33 +157,6 @@ async def test_nobody_hears_of_it_before_it_is_on_disk(tmp_path: Path, step: str
         assert not told.is_set()
         stores[0].gate.set()
         await asyncio.wait_for(told.wait(), 5)
-
-
-async def test_the_configuration_has_the_last_word_on_its_own_queues_at_each_start(tmp_path: Path) -> None:
-    config = Config({"q": QueueSettings(max_delivery_count=7)})
-    async with namespace(tmp_path, config) as made:
-        made.update(live(made, "q"), QueueSettings(max_delivery_count=2))
-    async with namespace(tmp_path, config, now=2000) as made:
-        assert live(made, "q").queue.settings.max_delivery_count == 7
-        assert live(made, "q").updated_at == 2000
-    async with namespace(tmp_path, config, now=3000) as made:
-        assert live(made, "q").updated_at == 2000, "nothing was changed"
-        made.delete(live(made, "q"))
-    async with namespace(tmp_path, now=4000) as made:
-        assert made.find("q") is None
-
-
-async def test_a_rule_made_where_nobody_is_restricted_keeps_nobody_out(tmp_path: Path) -> None:
-    async with namespace(tmp_path) as made:
-        made.create("q", QueueSettings(rules=(RULE,)))
-        assert not made.has_rules()
-    async with namespace(tmp_path) as again:
-        assert list(again.rules_of("q")) == [("q", RULE)]
-        assert not again.has_rules()
-    async with namespace(tmp_path, Config(rules=(RULE,))) as restricted:
-        assert restricted.has_rules()
-    async with namespace(tmp_path, Config({"p": QueueSettings(rules=(RULE,))})) as restricted:
-        assert restricted.has_rules()
 
 
 async def test_links_to_a_deleted_queue_are_detached_and_told_why(tmp_path: Path) -> None:
