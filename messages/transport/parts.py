@@ -7,6 +7,7 @@ have arrived stay where they are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections import deque
@@ -25,17 +26,19 @@ _IN_VAIN: Final = 2 * AT_ONCE
 async def in_parallel(work: Callable[[int], Awaitable[None]], offsets: Iterable[int], *, pause: float = 0.5) -> None:
     """Does the work at every offset, a few at a time; what fails with Transient is done again after `pause` seconds.
 
+    Then parts go one by one until one has arrived: a line that breaks often may have time for one, and not for four.
     When one fails for good, or nothing gets through any more, the others are stopped first.
     """
-    waiting, in_vain = deque(offsets), 0
+    waiting, in_vain, alone = deque(offsets), 0, asyncio.Lock()
 
     async def go_on() -> None:
         nonlocal in_vain
         while waiting:
             offset = waiting.popleft()
             try:
-                await work(offset)
-                in_vain = 0
+                async with alone if in_vain else contextlib.nullcontext():
+                    await work(offset)
+                    in_vain = 0
             except Transient:
                 in_vain += 1
                 if in_vain > _IN_VAIN:

@@ -206,7 +206,7 @@ def test_nobody_sees_what_a_killed_process_had_begun_to_copy_into_a_directory(tm
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=_create_here, args=(tmp_path, source))
         process.start()
-        while not any(path.stat().st_size for path in tmp_path.glob(".incoming/*")):
+        while process.is_alive() and not any(path.stat().st_size for path in tmp_path.glob(".incoming/*")):
             time.sleep(0.001)
         process.kill()
         process.join(20)
@@ -276,7 +276,7 @@ async def test_a_blob_is_listed_once_and_never_again(fake: tuple[BlobServer, Azu
     assert parts == [("HEAD", None), ("GET", "blocklist"), ("PUT", "blocklist")]
 
 
-async def test_a_range_that_came_short_is_not_taken(
+async def test_what_is_missing_of_a_range_is_asked_for(
     fake: tuple[BlobServer, AzureBlobStore], source: Path, tmp_path: Path
 ) -> None:
     server, store = fake
@@ -315,6 +315,23 @@ async def test_every_part_may_fail_as_long_as_others_arrive() -> None:
     tries: dict[int, int] = {}
     await in_parallel(_failing(lambda offset: tries[offset] <= 2, tries), range(100, 140), pause=0)
     assert tries == dict.fromkeys(range(100, 140), 3)
+
+
+async def test_a_line_that_breaks_under_several_parts_carries_one_at_a_time() -> None:
+    under_way, arrived = set[int](), []
+
+    async def work(offset: int) -> None:
+        under_way.add(offset)
+        crowded = len(under_way) > 1
+        await asyncio.sleep(0.001)
+        crowded = crowded or len(under_way) > 1
+        under_way.discard(offset)
+        if crowded:
+            raise Transient("lost")
+        arrived.append(offset)
+
+    await in_parallel(work, range(20), pause=0)
+    assert sorted(arrived) == list(range(20))
 
 
 async def test_when_nothing_arrives_any_more_it_is_told_soon() -> None:

@@ -164,6 +164,8 @@ async def test_blocks_that_may_not_be_sent_are_told_with_the_verb(account: Accou
 async def test_settings_name_a_signature_for_each_container(account: Account, tmp_path: Path) -> None:
     files = {c: tmp_path / f"{c}.sas" for c in (names.GLOBAL, names.updates_of("north"))}
     files[names.GLOBAL].write_text(account.sas(names.GLOBAL, frozenset({Verb.READ})))
+    with pytest.raises(ValueError, match="set exactly one of `credential`"):
+        StoreSettings(account_url=account.url, sas_files=files, credential="default")
     settings = StoreSettings(account_url=account.url, sas_files=files)
     with pytest.raises(SettingsError, match=r"store\.sas_files\.updates-north: .*cannot be read"):
         open_store(settings)
