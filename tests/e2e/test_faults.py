@@ -61,15 +61,15 @@ def twenty_rounds(federation: Federation, experiment: str, *, delay: float = 0.0
 @pytest.mark.parametrize(
     "fault",
     [
-        "detach=5%",
-        "idle-detach=50%:300ms",
-        "delay=20%:50ms",
-        "server-busy=5%",
-        "drop-connection=3%",
-        "ack-lost=5%",
-        "token-expired=3%",
-        "queue-full=10%",
-        "duplicate=50%",
+        "detach=2%",
+        "idle-detach=20%:300ms",
+        "delay=10%:50ms",
+        "server-busy=2%",
+        "drop-connection=1%",
+        "ack-lost=2%",
+        "token-expired=1%",
+        "queue-full=5%",
+        "duplicate=30%",
     ],
 )
 def test_twenty_rounds_are_exact_under(federation: Federation, fault: str) -> None:
