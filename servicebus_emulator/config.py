@@ -117,10 +117,9 @@ def parse_duration(text: str) -> int:
 def read_config(path: Path) -> Config:
     """What the file asks for. Raises ConfigError."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_config(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object))
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return parse_config(document)
 
 
 def parse_config(document: Any) -> Config:
@@ -239,6 +238,15 @@ def _flag(name: str, given: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{name}: {key} is true or false")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of what is said twice one would not be read."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key in found if [name for name, _ in pairs].count(key) > 1)
+        raise ConfigError(f"{twice!r:.99} stands twice in one object")
+    return found
 
 
 def _refuse_unknown(place: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:

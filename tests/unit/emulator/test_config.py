@@ -1,10 +1,11 @@
 """The configuration file: the official emulator's format, and refusals that name their place."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servicebus_emulator.config import ConfigError, QueueSettings, parse_config, parse_duration
+from servicebus_emulator.config import ConfigError, QueueSettings, parse_config, parse_duration, read_config
 
 
 def document(*queues: dict[str, Any]) -> dict[str, Any]:
@@ -125,3 +126,18 @@ def test_a_key_that_nobody_reads_is_refused_at_every_level(wrong: Any, why: str)
 
 def test_logging_may_say_what_it_likes() -> None:
     assert parse_config({"UserConfig": {"Logging": {"Type": "File", "anything": {"else": 1}}}}).queues == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"Namespaces": [{"AuthorizationRules": [], "AuthorizationRules": []}]}', "'AuthorizationRules' stands twice"),
+        ('{"Queues": []}', "the file: there is no 'Queues' here"),
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_file_that_is_refused_is_named(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "bus.json").write_text(text)
+    with pytest.raises(ConfigError, match=f"bus.json: .*{why}"):
+        read_config(tmp_path / "bus.json")
