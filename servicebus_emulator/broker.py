@@ -9,6 +9,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -176,6 +177,20 @@ class Queue:
         order = self._order[dead]
         start = bisect_left(order, first)
         return [self._messages[sequence] for sequence in order[start : start + max(count, 0)]]
+
+    def set_aside(self, message: Message, why: str) -> None:
+        """It cannot be given to anybody: to the dead letters; and one of those is kept where only peeking finds it."""
+        if message.sequence not in self._messages:  # it was taken already, and is put back as a new one
+            message = replace(message, id=self._journal.new_id(), added=dict(message.added))
+            self._hold(message)
+            self.size += len(message.payload)
+            self._journal.save(self.key, message, is_new=True)
+        if not message.dead:
+            self._bury(message, "DeliveryFailed", f"The message could not be delivered: {why}")
+            return
+        self._unlock(message)
+        message.state = State.DEFERRED
+        self._changed(message)
 
     # ------------------------------------------------------------------------------------------- settling
 

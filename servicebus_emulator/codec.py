@@ -75,10 +75,14 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Values of one type (1.6.24). ``code`` is the constructor that all of them share."""
+    """Values of one type (1.6.24). ``code`` is the constructor that all of them share.
+
+    It is 0 where they are described: then all share a descriptor too, and ``inner`` is the constructor behind it.
+    """
 
     code: int
     items: tuple[Any, ...]
+    inner: int = 0
 
 
 def array_of(kind: type, items: Iterable[Any]) -> Array:
@@ -282,7 +286,9 @@ def _decode_array(data: bytes, position: int, end: int, count: int, depth: int) 
     for _ in range(count):
         item, position = _decode_body(code, data, position, depth + 1)
         items.append(Described(descriptor, item) if described else item)
-    return Array(0 if described else code, tuple(items)), position
+    if described and not items:
+        return Array(0x40, ()), position  # the descriptor of nothing
+    return Array(0 if described else code, tuple(items), code if described else 0), position
 
 
 _FIXED_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
@@ -387,27 +393,52 @@ def _encode_map(out: bytearray, value: dict[Any, Any]) -> None:
     out += compound(0xC1, 2 * len(value), bytes(body))
 
 
+_LARGE = {0x45: 0xD0, 0xC0: 0xD0, 0xC1: 0xD1, 0xE0: 0xF0}  # what is written for a constructor in an array
+
+
 def _encode_array(out: bytearray, value: Array) -> None:
     body = bytearray()
-    for item in value.items:
-        if value.code in _FIXED and value.code not in (0x74, 0x84, 0x94, 0x98):
-            body += _FIXED[value.code][0].pack(item)
-        elif value.code == 0x98:
-            body += item.bytes
-        elif value.code == 0x56:
-            body.append(bool(item))
-        elif value.code in (0xB0, 0xB1, 0xB3):
-            raw = item if isinstance(item, bytes) else item.encode("utf-8")
-            body += _U32.pack(len(raw)) + raw
-        elif value.code in (0xA0, 0xA1, 0xA3):
-            raw = item if isinstance(item, bytes) else item.encode("utf-8")
-            body += bytes((len(raw),)) + raw
-        elif value.code not in _EMPTY:
-            raise EncodeError(f"arrays of 0x{value.code:02x} are not written")
+    code, items = value.code, value.items
+    if code == 0:
+        body.append(0)
+        encode_into(body, items[0].descriptor)
+        code, items = value.inner, tuple(item.value for item in items)
+    code = _LARGE.get(code, code)
+    body.append(code)
+    for item in items:
+        _encode_element(body, code, item)
     out.append(0xF0)
-    out += _U32.pack(len(body) + 5) + _U32.pack(len(value.items))
-    out.append(value.code)
+    out += _U32.pack(len(body) + 4) + _U32.pack(len(items))
     out += body
+
+
+def _encode_element(body: bytearray, code: int, item: Any) -> None:
+    """A value without its constructor."""
+    if code in (0x74, 0x84, 0x94):
+        body += item.bits
+    elif code == 0x98:
+        body += item.bytes
+    elif code in _FIXED:
+        body += _FIXED[code][0].pack(item)
+    elif code == 0x56:
+        body.append(bool(item))
+    elif code == 0x73:
+        body += _U32.pack(ord(item))
+    elif code in (0xA0, 0xA1, 0xA3, 0xB0, 0xB1, 0xB3):
+        raw = item if isinstance(item, bytes) else item.encode("utf-8")
+        body += (_U32.pack(len(raw)) if code & 0x10 else bytes((len(raw),))) + raw
+    elif code in (0xD0, 0xD1):
+        inside = bytearray()
+        each = item if code == 0xD0 else [side for entry in item.items() for side in entry]
+        for value in each:
+            encode_into(inside, value)
+        body += _U32.pack(len(inside) + 4) + _U32.pack(len(each)) + inside
+    elif code == 0xF0:
+        inside = bytearray()
+        _encode_array(inside, item)
+        body += inside[1:]
+    elif code not in _EMPTY:
+        raise EncodeError(f"arrays of 0x{code:02x} are not written")
 
 
 def _encode_described(out: bytearray, value: Described) -> None:

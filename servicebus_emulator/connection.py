@@ -40,6 +40,7 @@ MAX_FRAME_SIZE = 65536
 CHANNEL_MAX = 255
 IDLE_TIMEOUT_MS = 240_000
 HANDSHAKE_SECONDS = 30.0
+FAREWELL = 5.0  # seconds for the peer to take what was said last
 MECHANISMS: Array = array_of(Symbol, [Symbol(name) for name in ("ANONYMOUS", "MSSBCBS", "PLAIN", "EXTERNAL")])
 
 
@@ -352,7 +353,9 @@ class Connection(asyncio.Protocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
+        """A peer that reads nothing more does not keep the socket."""
         self._closing = True
         self._flush()
         if self._transport is not None:
             self._transport.close()
+            self._later(FAREWELL, self._transport.abort)

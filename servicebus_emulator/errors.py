@@ -51,3 +51,8 @@ SERVER_BUSY = "com.microsoft:server-busy"
 LOCK_LOST = "com.microsoft:message-lock-lost"
 MESSAGE_NOT_FOUND = "com.microsoft:message-not-found"
 ARGUMENT_ERROR = "com.microsoft:argument-error"
+
+
+def gone(queue: str) -> LinkFault:
+    """Why the links of a queue end with it."""
+    return LinkFault(NOT_FOUND, f"The messaging entity '{queue}' has been deleted.")

@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from servicebus_emulator.config import QueueSettings
 from servicebus_emulator.record import Message
@@ -25,6 +26,8 @@ class GroupCommit:
         self._loop = asyncio.get_running_loop()
         self._last_id = store.last_id()
         self._failed = False
+        self._drains: set[asyncio.Future[None]] = set()
+        self._thread_ended = asyncio.Event()
         self.backlog = 0  # bytes of messages that wait to be written
         self._in_flight = False
         self._flush_is_due = False
@@ -106,15 +109,19 @@ class GroupCommit:
         """All changes so far are on disk, and what waited for them has acted; or never will."""
         if self._failed:
             return
-        done = self._loop.create_future()
-        self.after_commit(lambda: done.set_result(None))
-        await done
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._drains.add(done)
+        self.after_commit(lambda: _resolve(done))
+        try:
+            await done
+        finally:
+            self._drains.discard(done)
 
     async def close(self) -> None:
         """Write what there is and stop the thread."""
         await self.drained()
         self._batches.put(None)
-        await self._loop.run_in_executor(None, self._thread.join)
+        await self._thread_ended.wait()
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -127,25 +134,31 @@ class GroupCommit:
     def _flush(self) -> None:
         if self._in_flight or self._failed or not self._flush_is_due:
             return
+        try:
+            batch = self._batch()
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged
+            self._broken(error)
+            return
         self._flush_is_due = False
         self._in_flight = True
         self.backlog = 0
         self._committing, self._waiting = self._waiting, []
-        self._batches.put(
-            Batch(
-                messages=[message_row(queue, message) for queue, message in self._saved.values()],
-                payloads=[(identity, message.payload) for identity, message in self._new.items()],
-                deleted=[(identity,) for identity in self._deleted],
-                sequences=[(last, queue) for queue, last in self._sequences.items()],
-                seen=self._seen,
-                forgotten=self._forgotten,
-                queues=list(self._queues.values()),
-                dropped=self._dropped,
-            )
-        )
+        self._batches.put(batch)
         self._saved, self._new, self._deleted, self._sequences = {}, {}, set(), {}
         self._seen, self._forgotten = [], []
         self._queues, self._dropped = {}, []
+
+    def _batch(self) -> Batch:
+        return Batch(
+            messages=[message_row(queue, message) for queue, message in self._saved.values()],
+            payloads=[(identity, message.payload) for identity, message in self._new.items()],
+            deleted=[(identity,) for identity in self._deleted],
+            sequences=[(last, queue) for queue, last in self._sequences.items()],
+            seen=self._seen,
+            forgotten=self._forgotten,
+            queues=list(self._queues.values()),
+            dropped=self._dropped,
+        )
 
     def _committed(self) -> None:
         acts, self._committing = self._committing, []
@@ -165,6 +178,8 @@ class GroupCommit:
 
     def _broken(self, error: BaseException) -> None:
         self._failed = True
+        for done in self._drains:
+            _resolve(done)
         self._on_failure(error)
 
     def _write(self) -> None:
@@ -172,6 +187,16 @@ class GroupCommit:
             try:
                 self._store.write(batch)
             except BaseException as error:  # noqa: BLE001 - whatever it is, nothing may be acknowledged
-                self._loop.call_soon_threadsafe(self._broken, error)
-                return
-            self._loop.call_soon_threadsafe(self._committed)
+                self._tell(self._broken, error)
+                break
+            self._tell(self._committed)
+        self._tell(self._thread_ended.set)
+
+    def _tell(self, act: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop did not wait for a disk that takes too long
+            self._loop.call_soon_threadsafe(act, *arguments)
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

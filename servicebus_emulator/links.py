@@ -16,6 +16,7 @@ from servicebus_emulator.faults import Fault, Operation
 from servicebus_emulator.performatives import Flow, Transfer, rejected
 
 CREDIT = 1000
+MOST_CREDIT = 0xFFFFFFFF
 
 
 class Carrier(Protocol):
@@ -135,8 +136,8 @@ class SendingLink(ABC):
 
     def on_flow(self, flow: Flow) -> None:
         if flow.link_credit is not None:
-            limit = (flow.delivery_count or 0) + flow.link_credit
-            self.credit = max(0, _serial(limit - self.delivery_count))
+            unseen = _serial(self.delivery_count - (flow.delivery_count or 0))  # sent, but not when this was written
+            self.credit = min(max(0, flow.link_credit - unseen), MOST_CREDIT)
         if self.credit:
             self.on_credit()
         if flow.drain:

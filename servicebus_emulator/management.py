@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from servicebus_emulator import errors
+from servicebus_emulator import errors, log
 from servicebus_emulator.broker import Queue
-from servicebus_emulator.codec import Array, DecodeError, Timestamp, array_of
+from servicebus_emulator.codec import Array, DecodeError, Symbol, Timestamp, array_of
 from servicebus_emulator.errors import DeliveryFault
 from servicebus_emulator.message import read_arrival, read_properties
 from servicebus_emulator.namespace import LiveQueue
@@ -18,6 +18,7 @@ from servicebus_emulator.nodes import Reply, Request, render_reply
 from servicebus_emulator.queue_links import render_delivery
 from servicebus_emulator.record import Disabled, LockLost, NotFound, QueueFull, Refused
 from servicebus_emulator.rights import Right
+from servicebus_emulator.validity import is_whole
 
 MOST_PEEKED_BYTES = 768 * 1024
 SENDS = ("com.microsoft:schedule-message", "com.microsoft:cancel-scheduled-message")
@@ -50,7 +51,7 @@ class Management:
     def answer(self, request: Request) -> Reply:
         operation = self._operations.get(request.operation)
         if operation is None:
-            return Reply(501, f"{request.operation} is not supported", condition=errors.NOT_IMPLEMENTED)
+            return Reply(501, f"{request.operation:.99} is not supported", condition=errors.NOT_IMPLEMENTED)
         right = Right.SEND if request.operation in SENDS else Right.LISTEN
         if not self._may(right):
             said = f"Unauthorized access. '{right}' claim(s) are required to perform this operation."
@@ -93,7 +94,11 @@ class Management:
         messages: list[dict[str, Any]] = []
         size = 0
         for message in found:
-            rendered = render_delivery(message)
+            try:
+                rendered = render_delivery(message)
+            except Exception as error:  # noqa: BLE001 - one message that cannot be shown must not hide the others
+                log.error("peek.bug", exc_info=error, queue=self._live.name, sequence=message.sequence)
+                continue
             size += len(rendered)
             if messages and size > MOST_PEEKED_BYTES:
                 break
@@ -143,8 +148,8 @@ class Management:
     def _update_disposition(self, asked: Mapping[str, Any]) -> Reply:
         """All of the tokens, or none."""
         tokens = _items(asked, "lock-tokens", UUID)
-        status = asked.get("disposition-status")
-        reason, description = asked.get("deadletter-reason"), asked.get("deadletter-description")
+        status = _text(asked, "disposition-status")
+        reason, description = _text(asked, "deadletter-reason"), _text(asked, "deadletter-description")
         added = read_properties(asked.get("properties-to-modify"))
 
         def settle(queue: Queue, now: int) -> None:
@@ -168,9 +173,11 @@ class Management:
 
 
 def _items(asked: Mapping[str, Any], name: str, kind: type) -> list[Any]:
+    """Of numbers, or of lock tokens."""
     value = asked.get(name)
     items = list(value.items) if isinstance(value, Array) else value
-    if not isinstance(items, list) or not items or not all(isinstance(item, kind) for item in items):
+    is_one = is_whole if kind is int else lambda item: isinstance(item, kind)
+    if not isinstance(items, list) or not items or not all(map(is_one, items)):
         raise DecodeError(f"{name} is an array of at least one")
     if len(set(items)) != len(items):
         raise DecodeError(f"{name} names something twice")
@@ -179,6 +186,13 @@ def _items(asked: Mapping[str, Any], name: str, kind: type) -> list[Any]:
 
 def _integer(asked: Mapping[str, Any], name: str) -> int:
     value = asked.get(name)
-    if not isinstance(value, int):
+    if not is_whole(value):
         raise DecodeError(f"{name} is a number")
-    return value
+    return int(value or 0)
+
+
+def _text(asked: Mapping[str, Any], name: str) -> str | None:
+    value = asked.get(name)
+    if value is not None and type(value) not in (str, Symbol):
+        raise DecodeError(f"{name} is a string")
+    return None if value is None else str(value)

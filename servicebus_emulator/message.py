@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
+from servicebus_emulator import validity
 from servicebus_emulator.codec import (
-    Array,
     DecodeError,
     Described,
     Symbol,
@@ -23,8 +23,10 @@ from servicebus_emulator.codec import (
     encode,
     skip,
 )
+from servicebus_emulator.validity import is_simple
 
 BATCH_FORMAT = 0x80013700
+SCHEDULED = "x-opt-scheduled-enqueue-time"
 HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = 0x70, 0x71, 0x72, 0x73, 0x74
 DATA, SEQUENCE, VALUE, FOOTER = 0x75, 0x76, 0x77, 0x78
 _U32 = struct.Struct(">I")
@@ -88,15 +90,18 @@ def _section(payload: bytes, position: int) -> tuple[int, int]:
 
 def _end_of_body(payload: bytes, position: int) -> int:
     """Where the body and its footer end, which is where the payload ends, or another section begins."""
-    first: int | None = None
+    previous: int | None = None
     while position < len(payload):
         code, value = _section(payload, position)
         if code < DATA:
             break
-        if first is not None and code not in (first, FOOTER):
+        if previous is not None and code != FOOTER and (code != previous or code == VALUE):
             raise DecodeError("message sections out of order")
-        first = code if first is None else first
+        if previous == FOOTER:
+            raise DecodeError("nothing of a body comes after its footer")
+        previous = code
         position = skip(payload, value)
+        validity.body(code, payload[value])
     return position
 
 
@@ -139,18 +144,12 @@ class Arrival:
 def read_arrival(payload: bytes) -> Arrival:
     """Read what matters; a message without an id is given one (3.2.4)."""
     sections = cut(payload)
-    ttl = _header(sections.header)[2]
-    annotations = read_map(sections.message_annotations)
-    scheduled = annotations.get("x-opt-scheduled-enqueue-time")
-    if scheduled is not None and not isinstance(scheduled, int):
-        raise DecodeError("x-opt-scheduled-enqueue-time is a timestamp")
-    properties: list[Any] = []
-    if sections.properties is not None:
-        value, _ = decode(sections.properties)
-        if not isinstance(value, list):
-            raise DecodeError("properties are a list")
-        properties = value
-    message_id = properties[0] if properties else None
+    ttl = validity.header(sections.header)[2]
+    validity.annotations(sections.delivery_annotations)
+    annotations = validity.annotations(sections.message_annotations)
+    scheduled = validity.moment(SCHEDULED, annotations.get(SCHEDULED))
+    validity.application_properties(sections.application_properties)
+    message_id = validity.properties(sections.properties)[0]
     if message_id is None:
         message_id = uuid4().hex
         items = _items(sections.properties) if sections.properties is not None else []
@@ -159,37 +158,15 @@ def read_arrival(payload: bytes) -> Arrival:
     return Arrival(payload, f"{type(message_id).__name__}:{message_id}", ttl, scheduled)
 
 
-def read_map(raw: bytes | None) -> dict[Any, Any]:
-    if raw is None:
-        return {}
-    value, _ = decode(raw)
-    if not isinstance(value, dict):
-        raise DecodeError("annotations and application properties are maps")
-    return value
-
-
 def read_properties(value: Any) -> dict[str, Any]:
     """Application properties that a receiver adds: names, and values that are neither lists nor maps (3.2.5)."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise DecodeError("properties to modify are a map of names")
-    if any(isinstance(each, list | dict | Array | Described) for each in value.values()):
+    if not all(map(is_simple, value.values())):
         raise DecodeError("the value of an application property is simple")
     return {str(name): each for name, each in value.items()}
-
-
-def _header(raw: bytes | None) -> list[Any]:
-    """durable, priority, ttl, first-acquirer, delivery-count (3.2.1)."""
-    if raw is None:
-        return [None] * 5
-    value, _ = decode(raw)
-    if not isinstance(value, list) or len(value) > 5:
-        raise DecodeError("a header is a list of at most five fields")
-    fields = value + [None] * (5 - len(value))
-    if fields[2] is not None and not isinstance(fields[2], int):
-        raise DecodeError("ttl is a uint")
-    return fields
 
 
 # --------------------------------------------------------------------------------------------- what a broker adds
@@ -205,7 +182,7 @@ def render(
 ) -> bytes:
     """The message as a receiver gets it: the sender's, with what the broker knows spliced in."""
     sections = cut(payload)
-    header = _header(sections.header)
+    header = validity.header(sections.header)
     header[4] = UInt(delivery_count)
     delivery_annotations = sections.delivery_annotations
     if lock_token is not None:

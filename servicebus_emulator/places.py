@@ -48,8 +48,7 @@ class NamespacePlaces:
             return ReplyLink(session, attach.handle, place, address_of(attach.target))
         if place.management:
             is_allowed = self._check(session, place, Right.LISTEN, Right.SEND)
-            self._queue(place)
-            link = ReplyLink(session, attach.handle, place, address_of(attach.target))
+            link = ReplyLink(session, attach.handle, place, address_of(attach.target), self._queue(place))
         else:
             is_allowed = self._check(session, place, Right.LISTEN)
             live = self._queue(place)
@@ -67,8 +66,9 @@ class NamespacePlaces:
         if place.management:
             is_allowed = self._check(session, place, Right.LISTEN, Right.SEND)
             may = partial(self._may, session.claims, place)
-            management = Management(self._queue(place), self.max_message_size, may, dead=place.dead)
-            link = self._request_link(session, attach, place, management)
+            live = self._queue(place)
+            management = Management(live, self.max_message_size, may, dead=place.dead)
+            link = self._request_link(session, attach, place, management, live)
         else:
             is_allowed = self._check(session, place, Right.SEND)
             live = self._queue(place)
@@ -79,7 +79,9 @@ class NamespacePlaces:
         link.is_allowed = is_allowed
         return link
 
-    def _request_link(self, session: Session, attach: Attach, place: Address, node: Node) -> RequestLink:
+    def _request_link(
+        self, session: Session, attach: Attach, place: Address, node: Node, live: LiveQueue | None = None
+    ) -> RequestLink:
         return RequestLink(
             session,
             attach.handle,
@@ -88,6 +90,7 @@ class NamespacePlaces:
             address=place,
             node=node,
             find_reply_link=session.reply_link,
+            host=live,
         )
 
     def _may(self, claims: Claims, place: Address, *rights: Right) -> bool:

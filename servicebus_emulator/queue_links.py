@@ -35,7 +35,7 @@ class QueueInlet(ReceivingLink):
         live.join(self)
 
     def evict(self) -> None:
-        self.session.detach(self.handle, _gone(self._live))
+        self.session.detach(self.handle, errors.gone(self._live.name))
 
     def detached(self) -> None:
         super().detached()
@@ -77,7 +77,7 @@ class QueueOutlet(SendingLink):
         live.join(self)
 
     def evict(self) -> None:
-        self.session.detach(self.handle, _gone(self._live))
+        self.session.detach(self.handle, errors.gone(self._live.name))
 
     def is_hungry(self) -> bool:
         """Has credit, and what is sent would leave at once: a message is not locked to wait in a buffer."""
@@ -97,9 +97,9 @@ class QueueOutlet(SendingLink):
         self._live.journal.after_commit(lambda: drain() if self.attached else None)
 
     def deliver(self, message: Message) -> None:
-        self.spend()
         token = message.lock
         payload = render_delivery(message)
+        self.spend()
         self.session.reserve(1, len(payload))
         self._live.journal.after_commit(lambda: self._transmit(token, payload))
 
@@ -150,10 +150,6 @@ def _refuse_disabled(check: Callable[[], None]) -> None:
         check()
     except Disabled as disabled:
         raise LinkFault(errors.ENTITY_DISABLED, str(disabled)) from None
-
-
-def _gone(live: LiveQueue) -> LinkFault:
-    return LinkFault(errors.NOT_FOUND, f"The messaging entity '{live.name}' has been deleted.")
 
 
 def render_delivery(message: Message) -> bytes:

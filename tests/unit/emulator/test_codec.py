@@ -196,3 +196,25 @@ def test_a_value_that_does_not_fit_its_type_is_our_error(value: Any) -> None:
 )
 def test_the_bytes_are_those_of_the_standard(value: Any, raw: str) -> None:
     assert encode(value).hex() == raw
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"\xe0\x04\x01\xc0\x01\x00", id="lists"),
+        pytest.param(b"\xe0\x07\x01\xc0\x04\x02\x40\x54\x01", id="full-lists"),
+        pytest.param(b"\xe0\x02\x02\x45", id="empty-lists"),
+        pytest.param(b"\xe0\x08\x01\xc1\x05\x02\xa1\x01a\x40", id="maps"),
+        pytest.param(b"\xe0\x07\x01\xe0\x04\x02\x50\x01\x02", id="arrays"),
+        pytest.param(b"\xe0\x07\x01\x00\xa3\x01a\x54\x01", id="described"),
+        pytest.param(b"\xe0\x0a\x01\x00\xa3\x01a\xc0\x03\x01\x54\x01", id="described-lists"),
+        pytest.param(b"\xe0\x06\x00\x00\xa3\x01a\x54", id="described-none"),
+        pytest.param(b"\xe0\x06\x01\x73\x00\x00\x00\x61", id="characters"),
+        pytest.param(b"\xe0\x06\x01\x74\x00\x01\x02\x03", id="decimals"),
+    ],
+)
+def test_whatever_array_can_be_read_can_be_written(raw: bytes) -> None:
+    value, end = decode(raw)
+    assert end == len(raw)
+    again, _ = decode(encode(value))
+    assert getattr(again, "items", None) == value.items

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from servicebus_emulator.broker import Queue
+from servicebus_emulator.codec import EncodeError
 from servicebus_emulator.config import QueueSettings
 from servicebus_emulator.journal import GroupCommit
 from servicebus_emulator.message import Arrival
@@ -98,6 +99,33 @@ async def test_a_failed_write_is_told_and_nothing_waiting_acts(store: SlowStore)
     await journal.close()
     assert done == []
     assert told.empty()
+
+
+async def test_a_batch_that_cannot_be_made_is_told_and_nothing_waits_for_ever(store: SlowStore) -> None:
+    told: asyncio.Queue[BaseException] = asyncio.Queue()
+    journal = GroupCommit(store, told.put_nowait)
+    queue = Queue(1, "q", QueueSettings(), journal)
+    done: list[str] = []
+    queue.send([arrival("a")], 0)
+    queue.peek(1, 1)[0].added["what"] = object()
+    journal.after_commit(lambda: done.append("a"))
+    assert isinstance(await asyncio.wait_for(told.get(), 5), EncodeError)
+    await asyncio.wait_for(journal.drained(), 5)
+    await asyncio.wait_for(journal.close(), 5)
+    assert (done, store.batches) == ([], [])
+
+
+async def test_whoever_waits_for_the_disk_hears_of_its_failure(store: SlowStore) -> None:
+    told: asyncio.Queue[BaseException] = asyncio.Queue()
+    journal = GroupCommit(store, told.put_nowait)
+    store.failure = OSError("disk full")
+    Queue(1, "q", QueueSettings(), journal).send([arrival("a")], 0)
+    waiting = asyncio.create_task(journal.drained())
+    await settled()
+    assert not waiting.done()
+    store.gate.release()
+    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(journal.close(), 5)
 
 
 async def test_one_act_that_fails_does_not_stop_the_next(store: SlowStore) -> None:

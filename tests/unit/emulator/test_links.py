@@ -13,7 +13,7 @@ from servicebus_emulator.codec import Described, Symbol, ULong, decode, encode
 from servicebus_emulator.config import QueueSettings, Status
 from servicebus_emulator.frames import write_frame
 from servicebus_emulator.links import ReceivingLink
-from servicebus_emulator.message import cut, read_map
+from servicebus_emulator.message import cut
 from servicebus_emulator.performatives import (
     ACCEPTED_STATE,
     SOURCE,
@@ -29,6 +29,7 @@ from servicebus_emulator.performatives import (
     outcome_code,
 )
 from servicebus_emulator.store import Batch
+from servicebus_emulator.validity import read_map
 from tests.unit.emulator.wire_peer import Bench, Peer, bench, flow, message
 
 REJECTED = 0x25

@@ -21,7 +21,8 @@ from servicebus_emulator.codec import (
     decode,
     encode,
 )
-from servicebus_emulator.message import cut, data_sections, read_arrival, read_map, read_properties, render
+from servicebus_emulator.message import cut, data_sections, read_arrival, read_properties, render
+from servicebus_emulator.validity import read_map
 
 TOKEN = UUID("00112233-4455-6677-8899-aabbccddeeff")
 
