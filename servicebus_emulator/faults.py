@@ -69,10 +69,11 @@ _NAMES = frozenset(fault.value for fault in Fault)
 _PLACES = frozenset(operation.value for operation in Operation)
 _SECONDS = {Fault.DELAY: 0.1, Fault.IDLE_DETACH: 1.0}
 """The faults that take a time, and what it is when none is given."""
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_LONGEST = 86_400.0  # seconds
 _DURATION = re.compile(rf"({_NUMBER})(ms|s|m)?")
 _RATE = re.compile(rf"({_NUMBER})%")
-_TIMES = re.compile(r"(\d+)x")
+_TIMES = re.compile(r"([0-9]{1,9})x")
 
 
 @dataclass(slots=True)
@@ -183,4 +184,7 @@ def _duration(text: str, value: str) -> float:
     match = _DURATION.fullmatch(value)
     if match is None:
         raise FaultsError(f"{text!r}: {value!r} is not a time like 80ms, 20s or 2m")
-    return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"]
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"]
+    if seconds > _LONGEST:
+        raise FaultsError(f"{text!r}: {value!r} is longer than a day")
+    return seconds

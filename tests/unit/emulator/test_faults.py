@@ -123,3 +123,18 @@ def test_a_change_is_whole_and_keeps_the_counts() -> None:
 def test_nonsense_is_refused_with_the_reason(text: str, why: str) -> None:
     with pytest.raises(FaultsError, match=why):
         Faults([text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "delay=1%:99999999999999999999s",
+        "lock-max-age=" + "9" * 400 + "s",
+        "lock-max-age=1441m",
+        "detach=" + "9" * 5000 + "x",
+        "detach=\u0661%",
+    ],
+)
+def test_a_number_without_measure_is_refused(text: str) -> None:
+    with pytest.raises(FaultsError):
+        Faults([text])
