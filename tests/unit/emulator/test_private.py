@@ -57,3 +57,10 @@ def test_what_is_somebody_elses_is_warned_of(
     assert tmp_path.stat().st_mode & 0o777 == 0o750
     [record] = caplog.records
     assert (record.levelname, record.message) == ("WARNING", "data.readable_by_others")
+
+
+@pytest.mark.usefixtures("umask")
+def test_nothing_is_wider_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "_tighten", lambda path: None)
+    make_private(tmp_path / "data", ("file",))
+    assert modes(tmp_path / "data") == {"data": 0o700, "file": 0o600}
