@@ -148,7 +148,7 @@ class Management:
     def _update_disposition(self, asked: Mapping[str, Any]) -> Reply:
         """All of the tokens, or none."""
         tokens = _items(asked, "lock-tokens", UUID)
-        status = _text(asked, "disposition-status")
+        status = asked.get("disposition-status")
         reason, description = _text(asked, "deadletter-reason"), _text(asked, "deadletter-description")
         added = read_properties(asked.get("properties-to-modify"))
 

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from servicebus_emulator import codec
@@ -97,9 +97,13 @@ def compounds(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 values: st.SearchStrategy[Any] = st.one_of(simple, arrays, st.recursive(simple | arrays, compounds, max_leaves=5))
 
 
+numbers = st.sampled_from([ULong(2**64 - 1), Timestamp(2**63 - 1), Timestamp(-(2**63)), (2**63 - 1), UInt(2**32 - 1)])
+
+
 def fields(count: int) -> st.SearchStrategy[Any]:
     """A list of so many with one odd value in it, or something else altogether."""
-    places = st.tuples(st.integers(0, count), values).map(lambda drawn: [None] * drawn[0] + [drawn[1]])
+    odd = st.one_of(numbers, values)
+    places = st.tuples(st.integers(0, count), odd).map(lambda drawn: [None] * drawn[0] + [drawn[1]])
     return st.one_of(values, places, places)
 
 
@@ -108,17 +112,18 @@ def mapped(key: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 symbols = st.one_of(names.map(Symbol), names)
-sections = st.fixed_dictionaries(
-    {},
-    optional={
-        0x70: fields(5),
-        0x71: mapped(symbols),
-        0x72: mapped(symbols),
-        0x73: fields(13),
-        0x74: mapped(names),
-        0x75: st.one_of(st.binary(max_size=9), values),
-        0x78: mapped(symbols),
-    },
+SECTIONS = {
+    0x70: fields(5),
+    0x71: mapped(symbols),
+    0x72: st.one_of(mapped(symbols), numbers.map(lambda when: {SCHEDULED: when})),
+    0x73: fields(13),
+    0x74: mapped(names),
+    0x75: st.one_of(st.binary(max_size=9), values),
+    0x78: mapped(symbols),
+}
+sections = st.one_of(
+    *[st.fixed_dictionaries({code: drawn}) for code, drawn in SECTIONS.items()],  # one at a time, as one is refused
+    st.fixed_dictionaries({}, optional=SECTIONS),
 )
 MANAGEMENT = {
     "renew-lock": ["lock-tokens"],
@@ -234,8 +239,12 @@ def check_no_bug(caplog: pytest.LogCaptureFixture) -> None:
 common = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@common
+@settings(common, max_examples=120)
 @given(described=sections, body=values)
+@example(described={0x71: "hello"}, body=1)
+@example(described={0x74: "hello"}, body=1)
+@example(described={0x70: [None, None, ULong(2**64 - 1)]}, body=1)
+@example(described={0x72: {SCHEDULED: ULong(2**64 - 1)}}, body=1)
 async def test_a_message_of_any_values_is_delivered_for_ever_or_refused(
     caplog: pytest.LogCaptureFixture, described: dict[int, Any], body: Any
 ) -> None:
@@ -248,6 +257,7 @@ async def test_a_message_of_any_values_is_delivered_for_ever_or_refused(
             if got is not None:
                 peer, token = got
                 asked = {"lock-tokens": array_of(UUID, [token]), "disposition-status": "suspended"}
+                asked |= {"deadletter-reason": "why"}
                 await send(peer, REQUESTS, request("update-disposition", asked, "k"))
             await check_that_all_goes_on(made)
         async with bench(Path(directory), max_message_size=100_000) as made:
@@ -257,6 +267,7 @@ async def test_a_message_of_any_values_is_delivered_for_ever_or_refused(
 
 @common
 @given(odd=odd_requests)
+@example(odd=("update-disposition", {"deadletter-reason": Array(0xC0, ([1],))}, "q/$management", "key"))
 async def test_a_request_of_any_values_is_answered_or_refused(
     caplog: pytest.LogCaptureFixture, odd: tuple[str, dict[str, Any], str, Any]
 ) -> None:
