@@ -113,7 +113,7 @@ def mapped(key: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 symbols = st.one_of(names.map(Symbol), names)
 SECTIONS = {
-    0x70: fields(5),
+    0x70: st.one_of(fields(5), numbers.map(lambda ttl: [None, None, ttl])),
     0x71: mapped(symbols),
     0x72: st.one_of(mapped(symbols), numbers.map(lambda when: {SCHEDULED: when})),
     0x73: fields(13),
