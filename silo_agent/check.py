@@ -1,225 +1,136 @@
 """`silobus-agent check`: tries what the agent will need, and says what to do where it fails.
 
-Here lives the list of what is tried, cheapest first. Every task is run twice, to initialise and to train on that, in
-`home/check`; nothing of it is published, committed or charged.
+Here lives the list of what is tried, cheapest first, and which rows cannot be tried without which others. One thing
+that is broken is one red row: what only follows from it is shown as not tried.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import shutil
-import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final, TypeVar, cast
 
 from messages import names
-from messages.errors import Forbidden, NotFound, SilobusError, Transient
-from messages.fields import Scalar
 from messages.ports import Bus, Store
-from messages.schemas import Offer, Purpose, RoundAnnounced, SiloHello
-from messages.settings import SettingsError
-from messages.transport.connect import open_bus, open_store
-from silo_agent import given
+from messages.settings import SettingsError, load_yaml
+from messages.transport.connect import open_bus, open_credential, open_store
+from silo_agent import check_tasks
 from silo_agent.app import opened
-from silo_agent.approval import measured
-from silo_agent.home import HomeInUse, RoundDirectory
-from silo_agent.policy import Accepted, Range, Task
-from silo_agent.private_state import PrivateState
-from silo_agent.rerun import announcement_of, what_would_leave
-from silo_agent.result import Allowed, examine
-from silo_agent.runners.port import Failed, Job, OverBudget
+from silo_agent.check_exchange import bus_rows, no_store, receiving, sending, store_rows
+from silo_agent.check_words import Finding, not_tried
+from silo_agent.compute import AzureML
+from silo_agent.egress import EgressBroken
+from silo_agent.home import HomeInUse
+from silo_agent.runners.azureml_sdk import SdkWorkspace, is_installed
+from silo_agent.runners.azureml_workspace import Workspace
 from silo_agent.settings import SiloSettings
 from silo_agent.silo import Silo
 
-RUN = "check_00000000"
+T = TypeVar("T")
+_LEAST_FREE: Final = 1_000_000_000
+_HOME_FIRST: Final = "the home comes first"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was tried and what was found."""
-
-    good: bool
-    what: str
-    found: str
-    details: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """For scripts."""
-        return asdict(self)
+async def check_file(path: Path) -> list[Finding]:
+    """Everything that a silo's file asks for, tried once."""
+    try:
+        settings = await asyncio.to_thread(load_yaml, path, SiloSettings)
+    except SettingsError as error:
+        first, *rest = str(error).splitlines()
+        return [Finding("FAIL", "settings", first, [line.strip() for line in rest])]
+    return [Finding("ok", "settings", f"{path} is understood"), *await check(settings)]
 
 
 async def check(settings: SiloSettings) -> list[Finding]:
-    """Everything, tried once. Raises SettingsError when there is nothing to connect to."""
-    bus, store = open_bus(settings.bus), open_store(settings.store)
-    findings = []
+    """Everything, tried once."""
+    bus, no_bus = _opened(lambda: open_bus(settings.bus))
+    store, no_store_because = _opened(lambda: open_store(settings.store))
     try:
-        findings.append(await _tried(f"read {names.to_silo(settings.silo)}", lambda: _can_receive(settings.silo, bus)))
-        findings.append(await _tried(f"read {names.GLOBAL}", lambda: _can_read(store)))
-        try:
-            async with opened(settings, bus, store) as silo:
-                findings.append(Finding(True, "home", f"{settings.home} is ours and its egress log holds"))
-                for what, attempt in _ways_out(silo):
-                    findings.append(await _tried(what, attempt))
-                for name, task in settings.tasks.items():
-                    findings.append(await _task(silo, name, task))
-        except HomeInUse:
-            findings.append(Finding(True, "home", "an agent is running here; stop it to check sending and the tasks"))
-    finally:
-        await bus.close()
-        await store.close()
-    if not settings.tasks:
-        findings.append(Finding(False, "tasks", "silo.yaml offers none; add one under `tasks`"))
-    return findings
-
-
-async def _tried(what: str, attempt: Callable[[], Awaitable[str]]) -> Finding:
-    try:
-        return Finding(True, what, await attempt())
-    except Forbidden:
-        return Finding(False, what, "no right to do this; ask the operator to grant it to this silo's identity")
-    except NotFound:
-        return Finding(False, what, "is not there; ask the operator to enrol this silo under this very name")
-    except Transient as error:
-        return Finding(False, what, f"cannot be reached ({error}); look at address, proxy and firewall")
-    except SettingsError:
-        raise
-    except SilobusError as error:
-        return Finding(False, what, str(error))
-
-
-async def _can_receive(silo: str, bus: Bus) -> str:
-    waiting = await bus.peek(names.to_silo(silo), count=1)
-    return "can be read, messages are waiting" if waiting else "can be read, nothing is waiting"
-
-
-async def _can_read(store: Store) -> str:
-    try:
-        await store.read(names.GLOBAL, "check/nothing-is-here")
-    except NotFound:
-        return "can be read"
-    return "can be read"
-
-
-def _ways_out(silo: Silo) -> list[tuple[str, Callable[[], Awaitable[str]]]]:
-    container, blob = names.updates_of(silo.name), f"check/{uuid.uuid4().hex}.json"
-
-    async def create() -> str:
-        body = json.dumps({"check": silo.clock.now().isoformat()}).encode()
-        entry = {"what": "check", "asked": None, "to": [container], "bytes": len(body)}
-        await asyncio.to_thread(silo.egress.append, silo.clock.now(), entry)
-        await silo.store.create(container, blob, body)
-        return "a blob can be created"
-
-    async def compare_clocks() -> str:
-        rows = await silo.store.list(container, blob)
-        if not rows:
-            return "unknown: what was created is not listed"
-        skew = (silo.clock.now() - rows[0].modified).total_seconds()
-        if abs(skew) > 60:
-            raise SilobusError(f"this machine's clock is off by {skew:.0f} s; have it set over the network (NTP)")
-        return f"within {abs(skew):.1f} s of the store's"
-
-    async def send() -> str:
-        offers = [
-            Offer(task=name, code=task.code.sha256)
-            for name, task in silo.policy.tasks.items()
-            if await asyncio.to_thread(measured, task.code) == task.code.sha256
-        ]
-        hello = SiloHello(
-            instance=uuid.uuid4().hex,
-            agent_version="check",
-            policy=silo.policy_digest,
-            offers=offers,
-            at=silo.clock.now(),
-        )
-        await silo.voice.say(hello)
-        return f"said hello, offering {', '.join(o.task for o in offers) or 'nothing'}"
-
-    return [
-        (f"create in {container}", create),
-        ("clock", compare_clocks),
-        (f"send to {names.from_silo(silo.name)}", send),
-    ]
-
-
-async def _task(silo: Silo, name: str, task: Task) -> Finding:
-    what = f"task {name}"
-    found = await asyncio.to_thread(measured, task.code)
-    if found != task.code.sha256:
-        told = f"its digest is {found}" if found else "it cannot be read"
-        return Finding(False, what, f"the code at {task.code.path} is not the approved one: {told}; read it again")
-    try:
-        good, lines = await _rounds(silo, name, task)
-    finally:
-        await silo.runner.end(RUN)
-    return Finding(good, what, "runs; this would leave:" if good else "does not get through:", lines)
-
-
-async def _rounds(silo: Silo, name: str, task: Task) -> tuple[bool, list[str]]:
-    top = silo.home.path / "check" / name
-    await asyncio.to_thread(shutil.rmtree, top, ignore_errors=True)
-    lines: list[str] = []
-    previous: Allowed | None = None
-    for number, purpose in enumerate((Purpose.INITIALISE, Purpose.TRAIN)):
-        announced = _announcement(name, number, purpose, previous)
-        directory, state = RoundDirectory(top / str(number)), PrivateState(top / "state")
-        asked = given.round_json(announced, _accepted(task), silo.name)
-        weights = await asyncio.to_thread(given.begin, directory)
-        if previous is not None:
-            await asyncio.to_thread(shutil.copyfile, previous.path, weights)
-        await asyncio.to_thread(given.finish, directory, asked, state, RUN, number)
-        attempt = directory.attempt(1)
-        await asyncio.to_thread(attempt.start)
-        job = Job(
-            run=RUN,
-            round=number,
-            name=name,
-            task=task,
-            input=directory.input,
-            output=attempt.output,
-            log=attempt.log,
-            version=None,
-        )
-        outcome = await silo.runner.run(job)
-        if isinstance(outcome, Failed):
-            return False, [*lines, f"{purpose}: {outcome.category}; what it printed is in {attempt.log}"]
-        if isinstance(outcome, OverBudget):
-            return False, [
-                *lines,
-                f"{purpose}: would cost more node hours than the task may; {attempt.log} counts them",
-            ]
-        received = previous.update.layout if previous and previous.update else None
-        result = await asyncio.to_thread(examine, attempt, announced, received, task.outbound)
-        if not isinstance(result, Allowed):
-            word = getattr(result, "reason", None) or getattr(result, "category", "")
-            return False, [*lines, f"{purpose}: {word}", *result.notes]
-        silo.runner.committed(RUN, None)
-        lines += [f"{purpose}:", *(f"  {line}" for line in what_would_leave(result))]
-        previous = result
-    return True, lines
-
-
-def _announcement(task: str, number: int, purpose: Purpose, previous: Allowed | None) -> RoundAnnounced:
-    update = previous.update if previous else None
-    return announcement_of(
-        {
-            "experiment": "check",
-            "run": RUN,
-            "round": number,
-            "purpose": purpose,
-            "task": task,
-            "transfer": {},
-            "weights": None if update is None else {"sha256": update.sha256, "bytes": update.bytes},
+        receive = await receiving(settings, bus) if bus is not None else None
+        adapters = check_tasks.Adapters(open_store, _workspace)
+        needed = {
+            name: await check_tasks.needs(settings.silo, name, task, adapters) for name, task in settings.tasks.items()
         }
-    )
+        ready = [name for name, rows in needed.items() if all(row.good for row in rows)]
+        send = not_tried(f"send to {names.from_silo(settings.silo)}", _HOME_FIRST)
+        ran = {
+            name: not_tried(f"task {name}", _HOME_FIRST if name in ready else "what it needs comes first")
+            for name in needed
+        }
+        # Nothing below uses a bus or a store that could not be opened, or a task that lacks something.
+        with_what_is_there = settings.model_copy(update={"tasks": {name: settings.tasks[name] for name in ready}})
+        async with _home(with_what_is_there, cast("Bus", bus), cast("Store", store)) as (silo, home):
+            exchanged = no_store(settings, no_store_because)
+            if store is not None:
+                exchanged = await store_rows(settings, store, silo)
+            if silo is not None:
+                if receive is not None:
+                    send = await sending(settings, silo)
+                for name in ready:
+                    ran[name] = await check_tasks.once(silo, name, settings.tasks[name])
+        if receive is None:
+            blind = not_tried(f"read {names.to_silo(settings.silo)}", "the bus comes first")
+            queues = [Finding("FAIL", "bus", no_bus), blind, not_tried(send.what, "the bus comes first")]
+        else:
+            queues = bus_rows(settings, receive, send)
+    finally:
+        for opened_one in (bus, store):
+            if opened_one is not None:
+                await opened_one.close()
+    tasks = [row for name, rows in needed.items() for row in (*rows, ran[name])]
+    if not settings.tasks:
+        tasks = [Finding("FAIL", "tasks", "silo.yaml offers none; add one under `tasks`")]
+    return [*queues, home, await asyncio.to_thread(_disk, settings.home), *exchanged, *tasks]
 
 
-def _accepted(task: Task) -> Accepted:
-    """The cheapest that the owner allows."""
-    limits = task.limits.hyperparameters
-    least: dict[str, Scalar] = {
-        name: limit.min if isinstance(limit, Range) else limit.one_of[0] for name, limit in limits.items()
-    }
-    return Accepted(task=task, hyperparameters={**least, **task.limits.fixed}, charged=False)
+def _workspace(azureml: AzureML) -> Workspace:
+    if not is_installed():
+        raise SettingsError("compute.azureml: azure-ai-ml is not installed here; install silobus[azureml].")
+    return SdkWorkspace(azureml, open_credential(azureml.credential))
+
+
+def _opened(what: Callable[[], T]) -> tuple[T | None, str]:
+    try:
+        return what(), ""
+    except SettingsError as error:
+        return None, str(error)
+
+
+@contextlib.asynccontextmanager
+async def _home(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterator[tuple[Silo | None, Finding]]:
+    """The silo with its home taken, if it can be; and the row on that."""
+    async with contextlib.AsyncExitStack() as stack:
+        silo: Silo | None = None
+        try:
+            silo = await stack.enter_async_context(opened(settings, bus, store))
+            row = Finding("ok", "home", f"{settings.home} is ours and its egress log holds")
+        except HomeInUse:
+            row = not_tried("home", f"an agent is running on {settings.home}; stop it to check the rest")
+        except EgressBroken as error:
+            told = f"egress.jsonl is not as it was written: {error}; find out who changed it, and move it aside"
+            row = Finding("FAIL", "home", told)
+        except OSError as error:
+            told = f"{settings.home} cannot be used ({error.strerror}); make it this user's, or change `home`"
+            row = Finding("FAIL", "home", told)
+        yield silo, row
+
+
+def _disk(home: Path) -> Finding:
+    """Room for a round of the largest model that was seen here: what it is given, and what it makes of that."""
+    sizes = [0]
+    for path in home.rglob("*.safetensors"):
+        with contextlib.suppress(OSError):
+            sizes.append(path.stat().st_size)
+    needed = max(_LEAST_FREE, 2 * max(sizes))
+    there = next((at for at in (home, *home.parents) if at.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        told = f"{free / 1e9:.2f} GB are free below `home` ({home}), and a round may need {needed / 1e9:.2f}: make room"
+        return Finding("FAIL", "disk", told)
+    return Finding("ok", "disk", f"{free / 1e9:.1f} GB are free below `home`")
+
+
+__all__ = ["Finding", "check", "check_file"]

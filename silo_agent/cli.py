@@ -58,20 +58,21 @@ def run(config: Config = _SILO_YAML) -> None:
 @app.command()
 def check(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
     """Tries every connection, right and task, and shows what would leave."""
-    from silo_agent.check import check as check_all
+    from silo_agent.check import check_file
 
     with _complaints():
-        findings = asyncio.run(check_all(load_yaml(config, SiloSettings)))
+        findings = asyncio.run(check_file(config))
     if as_json:
         _print_json([finding.as_json() for finding in findings])
     else:
+        marks = {"ok": "[green]ok[/]  ", "FAIL": "[red]FAIL[/]", "not tried": "[yellow]--[/]  "}
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.good else "[red]FAIL[/]"
-            _out.print(f"{mark} {finding.what}: ", end="")
-            _out.print(finding.found, markup=False, soft_wrap=True)
+            _out.print(f"{marks[finding.state]} {finding.what}: ", end="")
+            said = finding.found if finding.state != "not tried" else f"not tried: {finding.found}"
+            _out.print(said, markup=False, soft_wrap=True)
             for line in finding.details:
                 _out.print(f"       {line}", markup=False, soft_wrap=True)
-    if not all(finding.good for finding in findings):
+    if any(finding.state == "FAIL" for finding in findings):
         raise typer.Exit(1)
 
 
