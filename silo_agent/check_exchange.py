@@ -109,7 +109,7 @@ async def store_rows(settings: SiloSettings, store: Store, silo: Silo | None) ->
     if directory is not None and not await asyncio.to_thread(directory.is_dir):
         missing = Finding("FAIL", "store", f"there is no directory {directory}; look at store.directory")
         return [missing, *(not_tried(what, "the store comes first") for what in _whats(settings))]
-    rows = [await _reading(settings, store, names.GLOBAL, _NOWHERE, f"read {names.GLOBAL}")]
+    rows = [await _reading(settings, store, names.GLOBAL)]
     if isinstance(rows[0].error, Transient):
         away = Finding("FAIL", "store", unreachable_store(rows[0].error, settings.store))
         return [away, *(not_tried(what, "the store comes first") for what in _whats(settings))]
@@ -122,7 +122,7 @@ async def store_rows(settings: SiloSettings, store: Store, silo: Silo | None) ->
         if isinstance(made.error, NotFound | Transient):
             rows += [not_tried(what, f"`{make}` comes first") for what in (read, find, clock)]
         else:
-            rows.append(await _reading(settings, store, own, blob if made.good else _NOWHERE, read))
+            rows.append(await _reading(settings, store, own))
             found: list[BlobInfo] = []
             listed = await _listing(settings, store, own, blob, found)
             rows.append(listed)
@@ -152,16 +152,18 @@ def _blamed(settings: StoreSettings, rows: Sequence[Finding]) -> list[Finding]:
     return [Finding("ok", "store", f"answers to {store_setting(settings)}"), *rows]
 
 
-async def _reading(settings: SiloSettings, store: Store, container: str, blob: str, what: str) -> Finding:
+async def _reading(settings: SiloSettings, store: Store, container: str) -> Finding:
     async def read() -> str:
         try:
-            await store.read(container, blob)
+            await store.read(container, _NOWHERE)
         except NotFound as missing:
-            if blob != _NOWHERE or "ContainerNotFound" in str(missing):
+            if "ContainerNotFound" in str(missing):
                 raise
         return "can be read"
 
-    return await tried(what, read, lambda e: container_trouble(e, settings.store, settings.silo, container, Verb.READ))
+    return await tried(
+        f"read {container}", read, lambda e: container_trouble(e, settings.store, settings.silo, container, Verb.READ)
+    )
 
 
 async def _creating(settings: StoreSettings, store: Store, silo: Silo, blob: str) -> Finding:

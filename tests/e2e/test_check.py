@@ -511,6 +511,16 @@ def test_a_task(silo: Silo, breaks: Callable[[Silo], None], red: str, told: list
     silo.checks().blames(row, *told, untried=[f"task {TASK}"] if red else [])
 
 
+def test_a_command_in_the_tasks_own_directory(silo: Silo) -> None:
+    program = silo.script.with_name("train")
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} add.py\n")
+    program.chmod(0o700)
+    silo.task["command"] = ["./train"]
+    silo.task["code"] = {"path": str(silo.script.parent), "sha256": code_digest(silo.script.parent)}
+    checked = silo.checks()
+    assert checked.status == 0, checked.output
+
+
 def test_a_metric_that_may_not_leave_stays_and_is_named(silo: Silo) -> None:
     """The update leaves without it: nothing is red."""
     silo.task["outbound"]["metrics"] = {}
