@@ -2,7 +2,7 @@
 # versions, and again whenever pyproject.toml or constraints.txt change.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-WORKERS ?= 2
+WORKERS ?= 4
 PIP_VERSION := 26.3
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
