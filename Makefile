@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 4
+# A file's tests run in one worker: they share federations and emulators, which take seconds to start.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP_VERSION := 26.3
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
@@ -14,7 +16,7 @@ STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
 TOOLS := dist/tools
 
-.PHONY: help demo test check guards lint format schema constraints rights sbom audit test-azurite soak sdk-suite install clean
+.PHONY: help demo test check guards lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
@@ -24,10 +26,10 @@ demo: $(STAMP)   ## Three hospitals train one model, on this machine, in seconds
 	$(BIN)/silobus demo
 
 test: lint       ## Every check and every test
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
 
 check: lint      ## Every check and the quick tests, for while you work
-	$(BIN)/python -m pytest -n $(WORKERS) tests/unit
+	$(PYTEST) tests/unit
 
 guards: $(STAMP) ## Removes each guard in a copy and sees its test fail (a quarter of an hour)
 	$(BIN)/python -m tests.guards -n $(WORKERS)
@@ -44,7 +46,9 @@ format: $(STAMP) ## Formats the code and sorts its imports
 	$(BIN)/ruff format $(CODE)
 
 test-azurite: $(STAMP) $(AZURITE) ## The Blob store against Azurite, which npm installs into .azurite
-	SILOBUS_AZURITE=required $(BIN)/python -m pytest -n $(WORKERS) tests/contract/test_store*.py tests/unit/stores tests/e2e/test_azurite.py
+	SILOBUS_AZURITE=required $(PYTEST) tests/contract/test_store*.py tests/unit/stores tests/e2e/test_azurite.py
+
+azurite: $(AZURITE)  ## Installs Azurite, Microsoft's own Blob service for one machine, into .azurite
 
 # The version is in the name, so that another one is installed anew.
 $(AZURITE):

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+LONGEST = ("e2e", "scenario", "contract")
+"""Directories whose tests come first, so that no worker is left with a long file at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts by directory; within one, everything stays as it was."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(root).parts[0], len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
