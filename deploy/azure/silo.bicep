@@ -31,6 +31,9 @@ param azureml bool = false
 param existingStorage string = ''
 @description('A container of it with data to train on.')
 param dataContainer string = ''
+@description('Days after which weights, private state and results of AzureML\'s jobs are deleted; more than a run may last.')
+@minValue(1)
+param keepRoundsDays int = 90
 param addressPrefix string = '10.30.0.0/24'
 
 var isPrivate = profile == 'private'
@@ -229,6 +232,8 @@ module training 'modules/training.bicep' = if (azureml) {
     vmSize: sizes.compute
     existingStorage: existingStorage
     dataContainer: dataContainer
+    keepRoundsDays: keepRoundsDays
+    silo: silo
     agent: agent.properties.principalId
     logs: logs.name
     registry: registry.outputs.name

@@ -9,6 +9,10 @@ param vmSize string
 param existingStorage string
 @description('A container of that account with data to train on, made if it is not there; empty: none.')
 param dataContainer string
+@description('Days after which what went to and came from jobs is deleted, in an account that is made here.')
+param keepRoundsDays int
+@description('Its name in the federation: where on the datastore its rounds are.')
+param silo string
 @description('The object id of the agent\'s identity, which starts jobs.')
 param agent string
 @description('Log Analytics, by name.')
@@ -45,6 +49,36 @@ resource made 'Microsoft.Storage/storageAccounts@2023-05-01' = if (empty(existin
 
 resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' existing = {
   name: storageName
+}
+
+// An account that was there before has its owner's rules; there is one set of them for each account.
+resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = if (empty(existingStorage)) {
+  parent: made
+  name: 'default'
+  properties: {
+    policy: {
+      rules: [
+        {
+          name: 'old-rounds'
+          enabled: true
+          type: 'Lifecycle'
+          definition: {
+            filters: {
+              blobTypes: ['blockBlob']
+              prefixMatch: ['training/silobus/${silo}/rounds/']
+            }
+            actions: {
+              baseBlob: {
+                delete: {
+                  daysAfterModificationGreaterThan: keepRoundsDays
+                }
+              }
+            }
+          }
+        }
+      ]
+    }
+  }
 }
 
 resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' existing = {

@@ -171,8 +171,17 @@ def test_storage_that_is_there_already_is_used_and_not_made() -> None:
 
     made, _ = deploy(AZURE / "silo.bicep", "north", silo_parameters("north", "open", outputs, existingStorage="theirs"))
     assert made.of(ACCOUNT) == []
+    assert made.of(f"{ACCOUNT}/managementPolicies") == [], "an account has one set of rules: its owner's"
     [workspace] = made.of("Microsoft.MachineLearningServices/workspaces")
     assert workspace["properties.storageAccount"].endswith("/storageAccounts/theirs")
+
+
+def test_only_rounds_that_are_long_over_are_deleted_from_a_silos_datastore() -> None:
+    for silo, made in federation("open").silos.items():
+        [policy] = [r for r in made if r.type == f"{ACCOUNT}/managementPolicies"]
+        [rule] = policy["properties.policy.rules"]
+        assert rule["definition"]["filters"]["prefixMatch"] == [f"training/silobus/{silo}/rounds/"]
+        assert rule["definition"]["actions"] == {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": 90}}}
 
 
 def test_a_cluster_is_trusted_for_one_service_account_and_asks_for_approval() -> None:
