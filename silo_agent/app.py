@@ -26,6 +26,7 @@ from silo_agent.runners.azureml import AzureMLRunner, Site
 from silo_agent.runners.azureml_sdk import SdkWorkspace, is_installed
 from silo_agent.runners.dispatch import Dispatcher
 from silo_agent.runners.local import LocalRunner
+from silo_agent.runners.port import Runner
 from silo_agent.service import Agent
 from silo_agent.settings import SiloSettings
 from silo_agent.silo import Silo
@@ -33,8 +34,10 @@ from silo_agent.voice import Voice
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterator[Silo]:
-    """The silo with its home taken. Raises HomeInUse, EgressBroken."""
+async def opened(
+    settings: SiloSettings, bus: Bus, store: Store, *, clock: Clock | None = None, local: Runner | None = None
+) -> AsyncIterator[Silo]:
+    """The silo with its home taken. Raises HomeInUse, EgressBroken. `local`: who trains here; None: processes."""
     home = Home(settings.home)
     await asyncio.to_thread(home.take)
     with contextlib.ExitStack() as closing:
@@ -43,9 +46,10 @@ async def opened(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterato
         closing.callback(egress.close)
         budget = await asyncio.to_thread(Budget, home.budget)
         closing.callback(budget.close)
-        policy, clock = settings.policy(), SystemClock()
-        local = LocalRunner(home.runtime)
-        await local.prepare()
+        policy, clock = settings.policy(), clock or SystemClock()
+        if local is None:
+            processes = local = LocalRunner(home.runtime)
+            await processes.prepare()
         runner = Dispatcher(local, await _azureml(settings, home, clock, closing))
         silo = Silo(
             name=settings.silo,
