@@ -1,4 +1,4 @@
-"""What people post to `experiments`: start, cancel, pause, resume. Unknown fields are refused.
+"""What people post to `experiments`: start, cancel, pause, resume, hold, release. Unknown fields are refused.
 
 A person can write these: `kind`, `experiment`, `task` and `rounds` start an experiment, everything else has a default.
 All durations are seconds.
@@ -24,6 +24,10 @@ from messages.fields import (
     Sha256,
     ShareGlob,
 )
+
+
+def _rounded_up(number: float) -> int:
+    return math.ceil(number - 1e-9)  # 0.07 of 100 is 7, whatever binary fractions say
 
 
 class Schedule(Operator):
@@ -66,9 +70,28 @@ class Quorum(Operator):
             case "all":
                 return silos
             case float(share):
-                return max(1, math.ceil(share * silos - 1e-9))  # 0.07 of 100 is 7, whatever binary fractions say
+                return max(1, _rounded_up(share * silos))
             case int(number):
                 return number
+
+
+class Sample(Operator):
+    """Ask only some of the silos in each training round, drawn anew each time by a seed: see docs/operate.md.
+
+    The client fraction C of McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data,
+    AISTATS 2017 (arXiv:1602.05629), Algorithm 1. The last round, which only evaluates, asks everybody.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """The share of the silos that a round asks, rounded up."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None
+    """The draw follows from it, the round and the silos' names alone; null: it follows from the run's id."""
+    minimum: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """A round asks at least so many silos, as long as there are so many."""
+
+    def size(self, silos: int) -> int:
+        """How many of so many `silos` a round asks."""
+        return min(silos, max(self.minimum, _rounded_up(self.share * silos)))
 
 
 class Metric(Operator):
@@ -119,8 +142,14 @@ class StartExperiment(Operator):
     task: Name
     rounds: Annotated[int, Field(ge=1, le=99_000)]
     silos: Annotated[list[Name], Field(min_length=1, max_length=10_000)] | None = None
-    """Who takes part; null: every enrolled silo that offers the task."""
+    """Who takes part, from start to end; null: every enrolled silo that offers the task.
+
+    Then a silo that begins to offer it while the run goes on takes part from the next round on, and one that offers it
+    no longer takes part no more.
+    """
     quorum: Quorum = Quorum()
+    sample: Sample | None = None
+    """Which of them each training round asks; null: all."""
     initial: FromExperiment | FromDigest | None = None
     """Where the first weights come from; null: one silo initialises the model."""
     hyperparameters: Hyperparameters = {}
@@ -131,6 +160,10 @@ class StartExperiment(Operator):
     strategy: Strategy = Strategy()
     share: Annotated[list[ShareGlob], Field(min_length=1, max_length=200)] = ["*"]
 
+    def asked(self, silos: int) -> int:
+        """How many of so many `silos` a training round asks."""
+        return silos if self.sample is None else self.sample.size(silos)
+
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         if self.silos is not None:
@@ -138,8 +171,12 @@ class StartExperiment(Operator):
                 raise ValueError("silos: a silo is listed twice")
             if strangers := sorted(set(self.overrides) - set(self.silos)):
                 raise ValueError(f"overrides: not among the silos: {', '.join(strangers)}")
+            if self.sample is not None and self.sample.minimum > len(self.silos):
+                raise ValueError(f"sample: at least {self.sample.minimum} silos a round, but {len(self.silos)} listed")
             if self.quorum.needed(len(self.silos)) > len(self.silos):
                 raise ValueError(f"quorum: {self.quorum.minimum} silos needed, but {len(self.silos)} listed")
+            if (needed := self.quorum.needed(asked := self.asked(len(self.silos)))) > asked:
+                raise ValueError(f"quorum: {needed} silos needed, but a round's sample is of {asked}")
         return self
 
 
@@ -167,3 +204,22 @@ class ResumeExperiment(Operator):
     kind: Literal["resume-experiment"] = "resume-experiment"
     schema_version: Literal[1] = SCHEMA_VERSION
     experiment: Name
+
+
+class HoldExperiment(Operator):
+    """Delete nothing more of a run, whatever the settings say of retention; of one that is over too."""
+
+    kind: Literal["hold-experiment"] = "hold-experiment"
+    schema_version: Literal[1] = SCHEMA_VERSION
+    experiment: Name
+    run: RunId | None = None
+    """This run; null: the one that is live, or was the last."""
+
+
+class ReleaseExperiment(Operator):
+    """Take a hold back: what retention would have deleted meanwhile is deleted now."""
+
+    kind: Literal["release-experiment"] = "release-experiment"
+    schema_version: Literal[1] = SCHEMA_VERSION
+    experiment: Name
+    run: RunId | None = None

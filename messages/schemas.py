@@ -213,6 +213,8 @@ class DeclineReason(StrEnum):
     MESSAGE_INVALID = "message-invalid"
     PAUSED_BY_OWNER = "paused-by-owner"
     AGENT_FAULT = "agent-fault"
+    NOT_ENROLLED = "not-enrolled"
+    """The orchestrator's word for a silo that was taken out of its settings; no agent says it."""
 
 
 class RoundDeclined(Machine):
@@ -307,3 +309,10 @@ class GraceOver(Machine):
     run: RunId
     round: RoundNumber
     announcement: Annotated[int, Field(ge=1)]
+
+
+class SweepRun(Machine):
+    """Delete what retention lets go of this run; scheduled for when there is something to delete."""
+
+    kind: Literal["sweep-run"] = "sweep-run"
+    run: RunId

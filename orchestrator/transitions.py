@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final, TypeVar, final
 from weakref import WeakValueDictionary
 
+from messages.codec import Work
 from messages.errors import Conflict, Poison, Stale, Transient
 from messages.log import EventLog
 from messages.ports import Clock
@@ -29,11 +30,12 @@ from orchestrator.experiment.events import (
     RoundAggregated,
     RoundRefused,
     TrainingBroke,
+    UpdateCameLate,
     UpdateRejected,
     UpdateVerified,
 )
 from orchestrator.experiment.state import Aggregating, Collecting, Ended, Paused, State, Tombstone
-from orchestrator.experiment.step import reconcile, step
+from orchestrator.experiment.step import expected_in_work, reconcile, step
 from orchestrator.outbox import Performer
 from orchestrator.store import Documents, Loaded
 
@@ -65,12 +67,19 @@ class Experiments:
             loaded = await self._settled(experiment)
             return await self._known(run, lambda: check(_state(loaded)))
 
-    async def reconcile(self, experiment: str) -> None:
-        """Has everything done again that the live phase needs, whatever became of the messages sent before."""
+    async def reconcile(self, experiment: str, standing: Set[Work] | None = None) -> None:
+        """Has everything done again that the live phase needs, whatever became of the messages sent before.
+
+        `standing` is what waits in `work`. Where that is all that the phase waits for, the queues were not lost, and
+        nothing is sent again but what was pending.
+        """
         async with self._lock(experiment):
             loaded = await self._settled(experiment)
             if isinstance(_state(loaded), Collecting | Aggregating | Paused):
-                await self._moved(experiment, _with_reconciled_effects, None)
+                if standing is not None and loaded.document and expected_in_work(loaded.document.state) <= standing:
+                    await self._tidy(experiment, loaded, loaded.document)
+                else:
+                    await self._moved(experiment, _with_reconciled_effects, None)
 
     async def _moved(
         self, experiment: str, move: Callable[[State | None], tuple[State, Effects]], run: str | None
@@ -112,7 +121,9 @@ class Experiments:
             await self._tidy(experiment, loaded, document)
 
     async def _tidy(self, experiment: str, loaded: Loaded, document: ExperimentDocument) -> None:
-        """Nothing may ever come after the end, so the done marks get a write of their own; losing it costs nothing."""
+        """Gives done marks a write of their own where nothing may come for long, or ever; losing it costs nothing."""
+        if not document.outbox:
+            return
         try:
             await self._documents.save(experiment, document.model_copy(update={"outbox": ()}), replacing=loaded)
         except (Conflict, Transient):
@@ -153,6 +164,8 @@ def _run_of(event: Event) -> str | None:
             return event.update.run
         case UpdateRejected() | RoundRefused() | TrainingBroke() | RoundAggregated() | AggregationFailed():
             return event.run
+        case UpdateCameLate():
+            return event.run
         case DeadlinePassed() | GraceOver():
             return event.run
         case _:
@@ -183,7 +196,7 @@ def _tell(before: Loaded, after: State) -> None:
                 updates = len(after.closed.updates)
                 _log.info("round.closed", run=after.run.id, round=after.closed.round, updates=updates)
         case Paused():
-            _log.info("run.paused", run=after.run.id, next_round=after.round)
+            _log.info("run.paused", run=after.run.id, next_round=after.round, because=after.because or "an operator")
         case Ended():
             if not isinstance(was, Ended):
                 _log.info("run.ended", run=after.run.id, outcome=after.outcome.value, reason=after.reason)

@@ -243,12 +243,20 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "reason": reason_of(standing),
         "started_at": run.started_at if run else None,
         "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,
-        "quorum": run.quorum if run else None,
+        "quorum": _quorum(standing),
         "silos": {silo: _silo(standing, silo) for silo in (run.silos if run else ())},
         "metrics": latest_metrics(standing),
         "models": models(run),
         "history": history(standing),
     }
+
+
+def _quorum(standing: Standing) -> int | None:
+    """Of the open round, or of one that trains next."""
+    if standing.run is None or isinstance(standing.state, Collecting):
+        return standing.state.quorum if isinstance(standing.state, Collecting) else None
+    request = standing.run.request
+    return request.quorum.needed(request.asked(len(standing.run.silos)))
 
 
 def _silo(standing: Standing, silo: str) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from messages.schemas import DeadlinePassed, Purpose, UpdatePublished
 from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (
+    MembersSeen,
     RoundRefused,
     SiloAppeared,
     TrainingBroke,
     UpdateRejected,
     UpdateVerified,
 )
+from orchestrator.experiment.membership import asked_next, in_order, left
 from orchestrator.experiment.metrics import number_of, tally
 from orchestrator.experiment.rounds import close_round, end_run, no_quorum
 from orchestrator.experiment.state import (
@@ -79,6 +81,7 @@ def update_verified(state: Collecting, event: UpdateVerified, now: datetime) -> 
         seconds=update.seconds,
         norm=event.norm,
         etag=event.etag,
+        waited=max(0.0, (now - _announced_at(state, update.announcement)).total_seconds()),
         metrics=tuple(number_of(report) for report in update.metrics),
         at=now,
     )
@@ -113,6 +116,14 @@ def silo_appeared(state: Collecting, event: SiloAppeared) -> After:
     if event.silo not in state.asked or has_answered(state, event.silo):
         raise Stale(f"{event.silo} owes round {state.round} no answer")
     return state, (Announce(silo=event.silo, round=state.round, announcement=state.announcement),)
+
+
+def members_left(state: Collecting, event: MembersSeen, now: datetime) -> After:
+    """Who takes part no longer has answered the open round, if an answer was owed. Who joins waits for the next."""
+    gone = left(state, event)
+    if not gone:
+        return state, ()
+    return _after_answer(state.model_copy(update={"answers": {**state.answers, **dict(gone)}}), now)
 
 
 def deadline_passed(state: Collecting, event: DeadlinePassed, now: datetime) -> After:
@@ -179,12 +190,13 @@ def _ask_next(state: Collecting, now: datetime) -> After | None:
     silo = next((s for s in state.run.silos if s not in state.asked), None)
     if silo is None:
         return None
-    after = _announced_anew(state, now).model_copy(update={"asked": (*state.asked, silo)})
+    asked = in_order(state.run.request, (*state.asked, silo))
+    after = _announced_anew(state, now).model_copy(update={"asked": asked})
     return after, ask(after, (silo,))
 
 
 def _announce_again(state: Collecting, now: datetime) -> After:
-    """A new try with those that owe an answer."""
+    """A new try with those that owe an answer; where they are a sample, with others besides."""
     after = _announced_anew(state, now).model_copy(update={"reminded": state.reminded + 1})
     if _is_lost(state, after):
         return _fail(state, now)
@@ -218,11 +230,21 @@ def _is_lost(state: Collecting, again: Collecting) -> bool:
 
 def _announced_anew(state: Collecting, now: datetime) -> Collecting:
     deadline = now + timedelta(seconds=state.run.request.quorum.deadline)
-    return state.model_copy(update={"announcement": state.announcement + 1, "deadline": deadline})
+    asked = in_order(state.run.request, (*state.asked, *asked_next(state)))
+    return state.model_copy(
+        update={"announcement": state.announcement + 1, "announced_at": now, "deadline": deadline, "asked": asked}
+    )
 
 
 def _fail(state: Collecting, now: datetime) -> After:
     return end_run(state, RunOutcome.FAILED, no_quorum(state), now)
+
+
+def _announced_at(state: Collecting, announcement: int) -> datetime:
+    """When the current announcement was made; of those before it, only the first is remembered."""
+    if state.announced_at is None or announcement < state.announcement:
+        return state.opened_at
+    return state.announced_at
 
 
 def _answered(state: Collecting, silo: str, answer: Answer) -> Collecting:

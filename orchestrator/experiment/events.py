@@ -6,7 +6,7 @@ are the caller's. An event can be wrong only in being late, double or about some
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from messages.experiments import StartExperiment
@@ -113,6 +113,25 @@ class SiloAppeared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MembersSeen:
+    """What is known of the federation's silos now. It may well be what the run knows already."""
+
+    offers: Mapping[str, Collection[str]]
+    """The tasks that a silo's owner allows, of those silos of whom it is known."""
+    enrolled: Collection[str] | None = None
+    """Every silo of the federation; None: nobody looked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateCameLate:
+    """A silo published an update for a round that was closed. Nobody looked at its weights."""
+
+    silo: str
+    run: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated:
     """The frozen set was summed; the result is in place."""
 
@@ -140,6 +159,8 @@ Event = (
     | RoundRefused
     | TrainingBroke
     | SiloAppeared
+    | MembersSeen
+    | UpdateCameLate
     | DeadlinePassed
     | GraceOver
     | RoundAggregated

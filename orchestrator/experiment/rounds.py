@@ -8,9 +8,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from messages.schemas import ClosedBecause, Payload, Purpose
+from orchestrator.experiment import pace
 from orchestrator.experiment.announcing import ask, dismiss, has_answered, head_of
 from orchestrator.experiment.effects import Effects, PublishHead, RecordRound, RecordRun, RequestAggregation
+from orchestrator.experiment.membership import draw, first_asked, quorum_of, shortage
 from orchestrator.experiment.metrics import improves, pool
+from orchestrator.experiment.pace import Pace
 from orchestrator.experiment.state import (
     Aggregating,
     Best,
@@ -33,16 +36,21 @@ from orchestrator.experiment.state import (
 MOST_REASON = 4000
 
 
-def open_round(run: Run, round_number: int, purpose: Purpose, now: datetime) -> tuple[Collecting, Effects]:
-    """Announces a round for the first time. The first model is made by one silo: the first that will."""
-    initialising = purpose is Purpose.INITIALISE
+def open_round(run: Run, round_number: int, purpose: Purpose, now: datetime) -> tuple[Collecting | Paused, Effects]:
+    """Announces a round for the first time; pauses before it while too few silos are left for a quorum."""
+    if (missing := shortage(run, purpose)) is not None:
+        return Paused(run=run, round=round_number, purpose=purpose, since=now, because=missing), ()
+    drawn = draw(run, purpose)
+    asked = first_asked(run, round_number, purpose, drawn)
     state = Collecting(
         run=run,
         round=round_number,
         purpose=purpose,
-        quorum=1 if initialising else run.quorum,
-        asked=run.silos[:1] if initialising else run.silos,
+        quorum=quorum_of(run, len(asked), purpose),
+        asked=asked,
+        draw=drawn,
         opened_at=now,
+        announced_at=now,
         deadline=now + timedelta(seconds=run.request.quorum.deadline),
     )
     return state, ask(state, state.asked)
@@ -52,7 +60,8 @@ def close_round(state: Collecting, now: datetime) -> tuple[Aggregating | Ended, 
     """Freezes the set. Nothing is summed after an evaluation: that was the last round."""
     if state.purpose is Purpose.EVALUATE:
         return _completed(state, now)
-    after = Aggregating(run=state.run, closed=frozen(state, now), pausing=state.pausing)
+    closed = frozen(state, now)
+    after = Aggregating(run=timed(state.run, closed), closed=closed, pausing=state.pausing)
     request = RequestAggregation(run=state.run.id, round=state.round)
     return after, (*dismiss(state, ClosedBecause.AGGREGATED), request, PublishHead(head=head_of(after)))
 
@@ -88,9 +97,9 @@ def end_run(state: Live, outcome: RunOutcome, reason: str, now: datetime) -> tup
 
 
 def frozen(state: Collecting, now: datetime) -> ClosedRound:
-    """The round as it stands: updates in the order of the run's silos, whoever came first."""
+    """The round as it stands: updates in the order in which they are summed, whoever came first."""
     updates = []
-    for silo in state.run.silos:
+    for silo in state.asked:
         answer = state.answers.get(silo)
         if isinstance(answer, Updated):
             updates.append(UpdateRecord(silo=silo, **{f: getattr(answer, f) for f in _UPDATE_FIELDS}))
@@ -101,6 +110,8 @@ def frozen(state: Collecting, now: datetime) -> ClosedRound:
         announcements=state.announcement,
         opened_at=state.opened_at,
         closed_at=now,
+        asked=state.asked,
+        draw=state.draw,
         updates=tuple(updates),
         others=without_update(state),
         metrics=pool([u.metrics for u in updates], state.tallies),
@@ -141,7 +152,21 @@ def measured(run: Run, closed: ClosedRound) -> Run:
     return run.model_copy(update={"stagnant": run.stagnant + 1})
 
 
-_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "etag", "metrics", "at")
+def timed(run: Run, closed: ClosedRound) -> Run:
+    """The run with its silos' paces kept up. Only what trains is timed; who declined or failed has missed nothing."""
+    paces = {silo: run.paces.get(silo, Pace()) for silo in (*run.paces, *closed.asked)}
+    for update in closed.updates:
+        times = (update.seconds, update.waited) if closed.purpose is Purpose.TRAIN else None
+        size = update.payload.bytes if update.payload else 0
+        paces[update.silo] = pace.updated(paces[update.silo], closed.round, size=size, times=times)
+    for silo, did in closed.others.items():
+        if did.startswith(UNANSWERED) and closed.purpose is not Purpose.INITIALISE:
+            paces[silo] = pace.missed(paces[silo])
+    return run.model_copy(update={"paces": paces})
+
+
+UNANSWERED = "had not answered"
+_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "etag", "waited", "metrics", "at")
 
 
 def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:
@@ -152,7 +177,7 @@ def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:
 
 def _completed(state: Collecting, now: datetime) -> tuple[Ended, Effects]:
     closed = frozen(state, now)
-    run = measured(state.run, closed)
+    run = timed(measured(state.run, closed), closed)
     trained = run.model.round if run.model else 0
     planned = run.request.rounds
     metric = run.request.metric
@@ -194,6 +219,6 @@ def _instead(state: Collecting, silo: str) -> str:
         case Failed(reason=reason) if has_answered(state, silo):
             return f"failed: {reason}"
         case Failed(reason=reason):
-            return f"had not answered; before that it failed: {reason}"
+            return f"{UNANSWERED}; before that it failed: {reason}"
         case _:
-            return "had not answered"
+            return UNANSWERED

@@ -12,6 +12,7 @@ from messages.errors import Duplicate, Poison, Stale
 from messages.schemas import Purpose
 from orchestrator.experiment.effects import Effects
 from orchestrator.experiment.events import CancelRequested, PauseRequested, ResumeRequested, StartRequested
+from orchestrator.experiment.membership import members_at_start, seed_of, shortage
 from orchestrator.experiment.rounds import end_run, open_round
 from orchestrator.experiment.state import (
     Aggregating,
@@ -46,7 +47,7 @@ def check_start(state: State | None, event: StartRequested) -> None:
             pass
     if event.ran_before:
         raise Duplicate(f"{event.run} is over")
-    _silos_of(event)
+    members_at_start(event)
 
 
 def cancelled_before_start(event: StartRequested) -> Poison:
@@ -65,12 +66,11 @@ def start_requested(state: State | None, event: StartRequested, now: datetime) -
     check_start(state, event)
     if isinstance(state, Tombstone) and state.refuses is None:
         return state.model_copy(update={"refuses": event.run}), ()
-    silos = _silos_of(event)
     run = Run(
         id=event.run,
         request=event.request,
-        silos=silos,
-        quorum=event.request.quorum.needed(len(silos)),
+        silos=members_at_start(event),
+        seed=seed_of(event.run, event.request),
         started_at=now,
         model=None if event.initial is None else Model(round=0, payload=event.initial),
     )
@@ -103,6 +103,8 @@ def pause_requested(state: State | None, event: PauseRequested) -> tuple[State, 
     match state:
         case Collecting(pausing=False) | Aggregating(pausing=False):
             return state.model_copy(update={"pausing": True}), ()
+        case Paused(because=because) if because:
+            return state.model_copy(update={"because": ""}), ()
         case Collecting() | Aggregating() | Paused():
             raise Duplicate(f"{state.run.id} is paused, or about to be")
         case Ended() | Tombstone() | None:
@@ -113,6 +115,8 @@ def resume_requested(state: State | None, event: ResumeRequested, now: datetime)
     """Goes on with the next round, or takes back a pause that has not come into force."""
     match state:
         case Paused(run=run, round=round_number, purpose=purpose):
+            if (missing := shortage(run, purpose)) is not None:
+                raise Poison("too-few-silos", f"{missing} The run stays paused; have silos offer the task, or cancel.")
             return open_round(run, round_number, purpose, now)
         case Collecting(pausing=True) | Aggregating(pausing=True):
             return state.model_copy(update={"pausing": False}), ()
@@ -126,21 +130,3 @@ def _not_live(state: Ended | Tombstone | None, experiment: str) -> Stale | Poiso
     if isinstance(state, Ended):
         return Stale(f"{state.run.id} is over")
     return Poison("unknown-experiment", f"No experiment named {experiment} was started. Check the name.")
-
-
-def _silos_of(event: StartRequested) -> tuple[str, ...]:
-    """Who takes part, in a stable order: that of the request, or of the names."""
-    request = event.request
-    listed = request.silos if request.silos is not None else sorted(set(event.offering) & set(event.enrolled))
-    if strangers := sorted({*listed, *request.overrides} - set(event.enrolled)):
-        raise Poison("unknown-silos", f"Not enrolled in this federation: {', '.join(strangers[:20])}.")
-    if not set(listed) & set(event.offering):
-        raise Poison(
-            "task-not-offered",
-            f"No silo offers the task {request.task}. Agents say what they offer when they start: look whether they "
-            "run, and whether their policies name this task.",
-        )
-    needed = request.quorum.needed(len(listed))
-    if needed > len(listed):
-        raise Poison("quorum-too-large", f"The quorum is {needed} updates, but only {len(listed)} silos take part.")
-    return tuple(listed)

@@ -16,6 +16,7 @@ from messages.experiments import StartExperiment
 from messages.fields import Count, Name, RoundNumber, RunId, Time
 from messages.schemas import DeclineReason, Payload, Purpose
 from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
+from orchestrator.experiment.pace import Paces
 
 Reason = Annotated[str, Field(max_length=4000)]
 
@@ -49,9 +50,9 @@ class Run(Frozen):
     id: RunId
     request: StartExperiment
     silos: tuple[Name, ...]
-    """Who takes part, in the order in which updates are summed."""
-    quorum: int
-    """Updates that close a training round."""
+    """Who takes part in the rounds that are opened from now on, in the order in which updates are summed."""
+    seed: int | None = None
+    """By which samples are drawn; None when each round asks everybody."""
     started_at: Time
     model: Model | None = None
     """The latest global weights; none before round 0 is over."""
@@ -59,6 +60,8 @@ class Run(Frozen):
     """None without a metric, or before it was first measured."""
     stagnant: int = 0
     """Training rounds in a row in which the metric did not improve."""
+    paces: Paces = {}
+    """How silos that were ever asked keep up."""
 
 
 # --- what silos answered in a round ------------------------------------------------------------------------------
@@ -77,12 +80,14 @@ class Updated(Frozen):
     norm: float | None
     etag: str | None = None
     """That of the weights when they were verified: what is summed must be what was verified."""
+    waited: float = 0.0
+    """Seconds from the announcement it answers."""
     metrics: tuple[MetricNumber, ...] = ()
     at: Time
 
 
 class Declined(Frozen):
-    """The silo's owner does not allow it; it is not asked again in this round."""
+    """The silo's owner does not allow it, or it takes part no longer; it is not asked again in this round."""
 
     answer: Literal["declined"] = "declined"
     reason: DeclineReason
@@ -99,6 +104,19 @@ class Failed(Frozen):
 Answer = Annotated[Updated | Declined | Failed, Field(discriminator="answer")]
 
 
+# --- whom a round asks -------------------------------------------------------------------------------------------
+
+
+class Draw(Frozen):
+    """What a round's sample is drawn from, which is all that is needed to draw it again (`membership`)."""
+
+    seed: int
+    size: int
+    """How many silos."""
+    among: tuple[Name, ...]
+    """The run's members when the round was opened."""
+
+
 # --- what became of a round --------------------------------------------------------------------------------------
 
 
@@ -113,6 +131,7 @@ class UpdateRecord(Frozen):
     seconds: float
     norm: float | None
     etag: str | None = None
+    waited: float = 0.0
     metrics: tuple[MetricNumber, ...]
     at: Time
 
@@ -128,6 +147,9 @@ class ClosedRound(Frozen):
     """How often it was announced."""
     opened_at: Time
     closed_at: Time
+    asked: tuple[Name, ...] = ()
+    draw: Draw | None = None
+    """What these were drawn from; None when everybody was asked."""
     updates: tuple[UpdateRecord, ...]
     others: Mapping[Name, Reason]
     """What the silos without an update did: `declined: …`, `failed: …`, `had not answered`."""
@@ -167,11 +189,15 @@ class Collecting(Frozen):
     quorum: int
     """Updates that close this round."""
     asked: tuple[Name, ...]
-    """In the order of the run's silos; when initialising one after another, until one answers."""
+    """In the order in which updates are summed; when initialising one after another, until one answers."""
+    draw: Draw | None = None
+    """What these were drawn from; None when everybody is asked."""
     announcement: int = 1
     reminded: int = 0
     """How often it was announced again for want of a quorum."""
     opened_at: Time
+    announced_at: Time | None = None
+    """The current announcement; None: when it was opened."""
     deadline: Time
     """Of the current announcement."""
     grace_until: Time | None = None
@@ -194,7 +220,7 @@ class Aggregating(Frozen):
 
 
 class Paused(Frozen):
-    """Between two rounds, until resumed."""
+    """Between two rounds, until resumed, or until there are silos enough for a quorum."""
 
     phase: Literal["paused"] = "paused"
     version: Literal[1] = 1
@@ -203,6 +229,8 @@ class Paused(Frozen):
     """The round that comes next."""
     purpose: Purpose
     since: Time
+    because: Reason = ""
+    """For people: what is missing for the next round, which opens when it is there. Empty: an operator's pause."""
 
 
 class RunOutcome(StrEnum):

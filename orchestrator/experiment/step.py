@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import assert_never
 
 from messages.errors import Duplicate, Poison, Stale
-from messages.schemas import DeadlinePassed, GraceOver
+from messages.schemas import AggregateRound, DeadlinePassed, GraceOver
 from orchestrator.experiment import collecting, rounds, starting
 from orchestrator.experiment.announcing import ask, awaited, head_of
 from orchestrator.experiment.effects import Effects, PublishHead, RequestAggregation, ScheduleGrace
@@ -18,6 +18,7 @@ from orchestrator.experiment.events import (
     AggregationFailed,
     CancelRequested,
     Event,
+    MembersSeen,
     PauseRequested,
     ResumeRequested,
     RoundAggregated,
@@ -25,9 +26,12 @@ from orchestrator.experiment.events import (
     SiloAppeared,
     StartRequested,
     TrainingBroke,
+    UpdateCameLate,
     UpdateRejected,
     UpdateVerified,
 )
+from orchestrator.experiment.membership import members_after
+from orchestrator.experiment.pace import was_late
 from orchestrator.experiment.state import (
     Aggregating,
     Collecting,
@@ -58,6 +62,10 @@ def step(state: State | None, event: Event, now: datetime) -> tuple[State, Effec
             if not isinstance(state, Collecting):
                 raise Stale("no round is open")
             return collecting.silo_appeared(state, event)
+        case MembersSeen():
+            return _members_seen(state, event, now)
+        case UpdateCameLate():
+            return _late(_run_of(state, event.run), event), ()
         case UpdateVerified():
             return _in_open_round(open_round_of(state, event.update.run, event.update.round), event, now)
         case UpdateRejected() | RoundRefused() | TrainingBroke() | DeadlinePassed() | GraceOver():
@@ -120,6 +128,61 @@ def reconcile(state: State | None) -> Effects:
             return ()
         case _:
             assert_never(state)
+
+
+def expected_in_work(state: State) -> frozenset[AggregateRound | DeadlinePassed | GraceOver]:
+    """The messages in `work` without which the phase would stand still. Where they are, the queues were not lost."""
+    match state:
+        case Collecting(run=run, round=number, announcement=announcement):
+            deadline = DeadlinePassed(run=run.id, round=number, announcement=announcement)
+            grace = GraceOver(run=run.id, round=number, announcement=announcement)
+            return frozenset((deadline,) if state.grace_until is None else (deadline, grace))
+        case Aggregating():
+            return frozenset((AggregateRound(run=state.run.id, round=state.closed.round),))
+        case Paused() | Ended() | Tombstone():
+            return frozenset()
+        case _:
+            assert_never(state)
+
+
+def _members_seen(state: State | None, event: MembersSeen, now: datetime) -> tuple[State, Effects]:
+    """Who takes part in the rounds to come. The open one keeps those it asked, of whom one that left has answered."""
+    if not isinstance(state, Collecting | Aggregating | Paused):
+        raise Stale("there is no live run")
+    silos = members_after(state.run, event)
+    if silos == state.run.silos:
+        raise Stale(f"those who take part in {state.run.id} are still the same")
+    run = state.run.model_copy(update={"silos": silos})
+    match state:
+        case Collecting():
+            return collecting.members_left(state.model_copy(update={"run": run}), event, now)
+        case Paused(because=because) if because:
+            return rounds.open_round(run, state.round, state.purpose, now)
+        case Aggregating() | Paused():
+            return state.model_copy(update={"run": run}), ()
+        case _:
+            assert_never(state)
+
+
+def _late(live: Live | Ended, event: UpdateCameLate) -> State:
+    """Counts an update for a closed round, once."""
+    match live:
+        case Collecting() | Paused():
+            current = live.round
+        case Aggregating():
+            current = live.closed.round + 1
+        case Ended():
+            raise Stale(f"{event.run} is over")
+        case _:
+            assert_never(live)
+    pace = live.run.paces.get(event.silo)
+    if event.round >= current or pace is None:
+        raise Stale(f"{event.silo} was not asked for a round {event.round} that is closed")
+    after = was_late(pace, event.round)
+    if after is None:
+        raise Duplicate(f"the update of {event.silo} for round {event.round} was counted, as one or as late")
+    paces = {**live.run.paces, event.silo: after}
+    return live.model_copy(update={"run": live.run.model_copy(update={"paces": paces})})
 
 
 def _in_open_round(state: Collecting, event: Sent, now: datetime) -> tuple[State, Effects]:

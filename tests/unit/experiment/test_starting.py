@@ -39,7 +39,7 @@ OTHER = "exp_11111111"
 def test_a_start_asks_one_silo_for_the_first_model() -> None:
     state, effects = step(None, start(), T0)
     run = collecting(state).run
-    assert (run.id, run.silos, run.quorum, run.model) == (RUN, SILOS, 2, None)
+    assert (run.id, run.silos, run.seed, run.model) == (RUN, SILOS, None, None)
     assert collecting(state).asked == ("east",)
     assert effects == (
         PublishHead(head=Head(run=RUN, round=0, announcement=1, phase="open")),

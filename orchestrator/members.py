@@ -1,0 +1,73 @@
+"""What silos offer, and who is enrolled, told to the live runs: what they make of it is `experiment.membership`'s.
+
+Hellos may be handled twice, out of order, and by several orchestrators at once. What counts is the newest hello in the
+silo's presence: it is told to the runs again until it is still the newest after they know it, so that whoever is last
+to tell them tells them that. A hello that is delivered again does the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, final
+
+from messages.errors import Stale, Transient
+from messages.log import EventLog
+from messages.ports import Delivery
+from messages.schemas import SiloHello
+from orchestrator.documents import Presence
+from orchestrator.experiment.events import MembersSeen, SiloAppeared
+from orchestrator.presence import Attendance
+from orchestrator.store import Documents
+from orchestrator.transitions import Experiments
+
+_log: Final = EventLog(__name__)
+
+
+@final
+class Members:
+    """Keeps live runs informed."""
+
+    def __init__(
+        self, silos: Sequence[str], *, documents: Documents, experiments: Experiments, attendance: Attendance
+    ) -> None:
+        self._silos = tuple(silos)
+        self._documents, self._experiments, self._attendance = documents, experiments, attendance
+
+    async def said_hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
+        """Announces open rounds again to a new agent, and has runs know what its silo offers."""
+        # First the rounds, then the presence: were it the other way round, a crash in between would lose them.
+        if await self._attendance.is_news(silo, hello, delivery.enqueued_at):
+            for experiment in await self._documents.experiments():
+                await self._tell(experiment, SiloAppeared(silo=silo))
+        await self._attendance.said_hello(silo, hello, delivery.enqueued_at)
+        while True:
+            newest = await self._documents.presence(silo)
+            if newest is not None and newest.hello is not None:
+                for experiment in await self._documents.experiments():
+                    await self._tell(experiment, MembersSeen(offers=_offers([newest])))
+            now = await self._documents.presence(silo)
+            if now is None or newest is None or now.hello == newest.hello:
+                return
+
+    async def look(self, experiment: str, *, enrolled: bool) -> None:
+        """Has one run know what all silos offer; and who is enrolled, which not every orchestrator knows as the latest.
+
+        Settings are read when an orchestrator starts, so that is when they count.
+        """
+        presences = await self._documents.presences(self._silos)
+        seen = MembersSeen(offers=_offers(presences.values()), enrolled=self._silos if enrolled else None)
+        await self._tell(experiment, seen)
+
+    async def _tell(self, experiment: str, event: SiloAppeared | MembersSeen) -> None:
+        try:
+            await self._experiments.apply(experiment, event)
+        except Stale:
+            return
+        except Transient:
+            raise
+        except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the silo is there all the same
+            _log.exception("experiment.not-told", experiment=experiment)
+
+
+def _offers(presences: Iterable[Presence]) -> dict[str, list[str]]:
+    return {p.silo: [offer.task for offer in p.hello.offers] for p in presences if p.hello is not None}
