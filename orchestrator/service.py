@@ -15,7 +15,7 @@ from typing import Final, assert_never, final
 from messages import names
 from messages.codec import FromSilo, OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Poison, Stale, Transient
+from messages.errors import Poison, Stale
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
@@ -41,15 +41,16 @@ from orchestrator.experiment.events import (
     ResumeRequested,
     RoundAggregated,
     RoundRefused,
-    SiloAppeared,
     StartRequested,
     TrainingBroke,
+    UpdateCameLate,
     UpdateRejected,
     UpdateVerified,
 )
 from orchestrator.experiment.starting import cancelled_before_start, check_start
 from orchestrator.experiment.state import Aggregating, Collecting, State, Tombstone
 from orchestrator.experiment.step import aggregation_of, open_round_of
+from orchestrator.members import Members
 from orchestrator.presence import Attendance
 from orchestrator.store import Documents
 from orchestrator.transitions import Experiments
@@ -79,6 +80,7 @@ class Orchestrator:
         self._bus, self._clock, self._silos = bus, clock, tuple(silos)
         self._documents, self._experiments = documents, experiments
         self._weights, self._attendance = weights, attendance
+        self._members = Members(silos, documents=documents, experiments=experiments, attendance=attendance)
         self._max_delivery_count = max_delivery_count
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -103,10 +105,13 @@ class Orchestrator:
     async def reconcile(self) -> None:
         """Has every live run's messages sent again, from its state alone: the queues may be lost.
 
+        Before that it is told who is enrolled and what they offer: silos that were taken out of the settings leave.
+
         Waits for as long as the bus or the store is away. One experiment that cannot be read does not hold up others.
         """
         for experiment in await retry_transient(self._documents.experiments, clock=self._clock):
             try:
+                await retry_transient(partial(self._members.look, experiment, enrolled=True), clock=self._clock)
                 await retry_transient(partial(self._experiments.reconcile, experiment), clock=self._clock)
             except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
                 _log.exception("experiment.not-reconciled", experiment=experiment)
@@ -151,8 +156,11 @@ class Orchestrator:
                 ran_before=ran_before,
                 initial=placed,
             )
-        if isinstance(await self._experiments.apply(name, event), Tombstone):
-            raise cancelled_before_start(event)
+        try:
+            if isinstance(await self._experiments.apply(name, event), Tombstone):
+                raise cancelled_before_start(event)
+        finally:  # a silo may have said hello since its presence was read, and found no run to join
+            await self._members.look(name, enrolled=False)
         _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
 
     # --- silos ---------------------------------------------------------------------------------------------------
@@ -185,6 +193,14 @@ class Orchestrator:
                 assert_never(message)
 
     async def _update(self, silo: str, update: UpdatePublished) -> None:
+        try:
+            await self._count(silo, update)
+        except Stale:  # its round was closed, maybe while the update was being verified
+            late = UpdateCameLate(silo=silo, run=update.run, round=update.round)
+            await self._experiments.apply(names.experiment_of(update.run), late)
+            _log.info("update.late", run=update.run, round=update.round, silo=silo)
+
+    async def _count(self, silo: str, update: UpdatePublished) -> None:
         experiment = names.experiment_of(update.run)
 
         def look(state: State | None) -> Collecting:
@@ -200,23 +216,8 @@ class Orchestrator:
         _log.info("update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm)
 
     async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
-        # First the rounds, then the presence: were it the other way round, a crash in between would lose them.
-        if await self._attendance.is_news(silo, hello, delivery.enqueued_at):
-            for experiment in await self._documents.experiments():
-                await self._remind(experiment, silo)
-        await self._attendance.said_hello(silo, hello, delivery.enqueued_at)
+        await self._members.said_hello(silo, hello, delivery)
         _log.info("silo.appeared", silo=silo, instance=hello.instance, agent_version=hello.agent_version)
-
-    async def _remind(self, experiment: str, silo: str) -> None:
-        """Announces the open round, if there is one, to a silo that owes it an answer."""
-        try:
-            await self._experiments.apply(experiment, SiloAppeared(silo=silo))
-        except Stale:
-            return
-        except Transient:
-            raise
-        except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the silo is there all the same
-            _log.exception("experiment.not-announced", experiment=experiment, silo=silo)
 
     # --- our own work --------------------------------------------------------------------------------------------
 
