@@ -11,7 +11,14 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from messages.errors import Poison
-from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
+from messages.experiments import (
+    CancelExperiment,
+    HoldExperiment,
+    PauseExperiment,
+    ReleaseExperiment,
+    ResumeExperiment,
+    StartExperiment,
+)
 from messages.explain import explain, short
 from messages.schemas import (
     AggregateRound,
@@ -22,6 +29,7 @@ from messages.schemas import (
     RoundDeclined,
     SiloHeartbeat,
     SiloHello,
+    SweepRun,
     TrainingFailed,
     UpdatePublished,
 )
@@ -29,10 +37,12 @@ from messages.schemas import (
 MAX_MESSAGE_BYTES: Final = 200_000
 """Bytes of one message's body; below the 256 KB that the Standard tier of Service Bus takes."""
 
-OperatorMessage = StartExperiment | CancelExperiment | PauseExperiment | ResumeExperiment
+OperatorMessage = (
+    StartExperiment | CancelExperiment | PauseExperiment | ResumeExperiment | HoldExperiment | ReleaseExperiment
+)
 ToSilo = RoundAnnounced | RoundClosed
 FromSilo = SiloHello | UpdatePublished | RoundDeclined | TrainingFailed | SiloHeartbeat
-Work = AggregateRound | DeadlinePassed | GraceOver
+Work = AggregateRound | DeadlinePassed | GraceOver | SweepRun
 Message = Annotated[OperatorMessage | ToSilo | FromSilo | Work, Field(discriminator="kind")]
 
 _ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(Message)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -41,7 +42,8 @@ class Consumer:
     are kept back: a message that gets that far is not handled any more but dead-lettered as `bug`, so that its run
     hears of it before the broker puts it aside. `receive_wait` is the length of one receive, `lock_ceiling` the
     longest time between two renewals of a lock, `grace` how long handlers may go on after a stop, and `probe_every`
-    how often one message is received all the same while a dependency is down; all in seconds.
+    how often one message is received all the same while a dependency is down; all in seconds. Messages that `aside`
+    is true of are handled like all others, but `idle_since` looks past them.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Consumer:
         lock_ceiling: float = 150.0,
         grace: float = 10.0,
         probe_every: float = 30.0,
+        aside: Callable[[Delivery], bool] = lambda _: False,
     ) -> None:
         if max_delivery_count < 3:
             raise ValueError("max_delivery_count must be at least 3: two deliveries are kept for telling the run")
@@ -68,7 +71,9 @@ class Consumer:
         self._slots = asyncio.Semaphore(concurrency or 2**31)
         self._waits = waits or Waits()
         self._receive_wait, self._grace, self._probe_every = receive_wait, grace, probe_every
-        self._lock_ceiling = lock_ceiling
+        self._lock_ceiling, self._aside = lock_ceiling, aside
+        self._reached_at: datetime | None = None
+        self._worked_at = clock.now()
         self._handling: dict[asyncio.Task[None], Delivery] = {}
         self._concluded = 0
         self._dependencies_up = asyncio.Event()
@@ -89,6 +94,15 @@ class Consumer:
         finally:
             await self._wind_up(abandon=stop.is_set())
 
+    @property
+    def idle_since(self) -> datetime | None:
+        """Since when the queue has had no work; None while there is some in hand, or while it cannot be told: before
+        the first receive has come back, and while the broker is away.
+        """
+        if self._reached_at is None or any(not self._aside(delivery) for delivery in self._handling.values()):
+            return None
+        return max(self._reached_at, self._worked_at)
+
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     async def _receive_one(self) -> None:
@@ -101,7 +115,9 @@ class Consumer:
 
     def _done_with(self, task: asyncio.Task[None]) -> None:
         self._slots.release()
-        self._handling.pop(task, None)
+        delivery = self._handling.pop(task, None)
+        if delivery is not None and not self._aside(delivery):
+            self._worked_at = self._clock.now()
 
     async def _next(self) -> Delivery:
         failures = 0
@@ -109,7 +125,7 @@ class Consumer:
             try:
                 delivery = await self._bus.receive(self._queue, wait=self._receive_wait)
             except Exception as error:  # noqa: BLE001  # whatever ails the broker, it must not end the process
-                failures += 1
+                failures, self._reached_at = failures + 1, None
                 if failures == 1:
                     self._report_outage(error)
                 await self._clock.sleep(self._waits.after(failures))
@@ -117,6 +133,7 @@ class Consumer:
                 if failures:
                     _log.info("bus.reachable", queue=self._queue, failures=failures)
                 failures = 0
+                self._reached_at = self._reached_at or self._clock.now()
                 if delivery is not None:
                     return delivery
 

@@ -61,6 +61,17 @@ def weights_blob(run: str, round_number: int, sha256: str) -> str:
     return f"{run}/{round_number:05d}/{sha256}.safetensors"
 
 
+def round_of_blob(name: str) -> int | None:
+    """The round a blob of `global` or `updates-<silo>` belongs to; None for one that belongs to none, as a head."""
+    parts = name.split("/")
+    return int(parts[1]) if len(parts) == 3 and re.fullmatch(r"[0-9]{5}", parts[1]) else None
+
+
+def round_prefix(run: str, round_number: int) -> str:
+    """What the names of a round's blobs begin with, in `global` and in `updates-<silo>` alike."""
+    return f"{run}/{round_number:05d}/"
+
+
 def publication_blob(run: str, round_number: int) -> str:
     """In `updates-<silo>`: the one update-published message this silo ever sends for a round. Create-only."""
     return f"{run}/{round_number:05d}/update.json"
@@ -86,9 +97,24 @@ def round_blob(run: str, round_number: int) -> str:
     return f"rounds/{run}/{round_number:05d}.json"
 
 
+def live_blob() -> str:
+    """In `state`: the runs that go on."""
+    return "live.json"
+
+
 def run_blob(run: str) -> str:
     """In `state`: the summary of an ended run; written once."""
     return f"runs/{run}.json"
+
+
+def retained_blob(run: str) -> str:
+    """In `state`: what of a run is deleted or about to be, and whether an operator holds it."""
+    return f"retention/{run}.json"
+
+
+def swept_blob(run: str) -> str:
+    """In `state`: nothing of this run is left that retention would delete; written once."""
+    return f"swept/{run}.json"
 
 
 def presence_blob(silo: str) -> str:

@@ -164,6 +164,9 @@ class Offer(Machine):
     code: Sha256
 
 
+HeartbeatEvery = Annotated[float, Field(gt=0, le=3600)]
+
+
 class SiloHello(Machine):
     """An agent has started (`instance` is new) or its owner changed the policy."""
 
@@ -172,6 +175,8 @@ class SiloHello(Machine):
     agent_version: Annotated[str, Field(max_length=40)]
     policy: Sha256
     offers: Annotated[list[Offer], Field(max_length=1000)]
+    heartbeat: HeartbeatEvery = 15.0
+    """Seconds between two of its heartbeats, while it works on a round."""
     at: Time
 
 
@@ -257,7 +262,7 @@ class TrainingFailed(Machine):
 
 
 class SiloHeartbeat(Machine):
-    """A sign of life of the work on one round. Sent while, and only while, the trainer itself makes progress."""
+    """A sign of life of the work on one round: sent as long as it goes on, and whether it goes on at all."""
 
     kind: Literal["silo-heartbeat"] = "silo-heartbeat"
     run: RunId
@@ -266,6 +271,10 @@ class SiloHeartbeat(Machine):
     steps: Count = 0
     progress_age: Annotated[float, Field(ge=0)]
     """Seconds since the trainer last made progress, measured by the agent's clock."""
+    stalled: bool = False
+    """The agent is alive, but its trainer has made no progress for longer than its owner thinks right."""
+    every: HeartbeatEvery = 15.0
+    """Seconds until the next one; after three times as long without one, the agent counts as gone."""
     at: Time
 
 

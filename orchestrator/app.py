@@ -17,11 +17,13 @@ from messages.settings import SettingsError
 from messages.transport.clock import SystemClock
 from messages.transport.connect import open_bus, open_store
 from orchestrator.blobs import Weights
+from orchestrator.idleness import seconds_of
 from orchestrator.outbox import Performer
 from orchestrator.presence import Attendance
 from orchestrator.service import Orchestrator
 from orchestrator.settings import OrchestratorSettings, load
 from orchestrator.store import Documents
+from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 
 
@@ -33,15 +35,18 @@ def build(settings: OrchestratorSettings, *, bus: Bus, store: Store, clock: Cloc
         clock=clock,
         silos=settings.silos,
         documents=documents,
-        experiments=Experiments(documents, Performer(bus, documents), clock),
+        experiments=Experiments(documents, Performer(bus, documents, settings.retention), clock),
         weights=Weights(store, settings.scratch, memory_budget=settings.memory_mb << 20),
         attendance=Attendance(documents, clock),
+        sweeper=Sweeper(
+            bus=bus, store=store, documents=documents, clock=clock, settings=settings.retention, silos=settings.silos
+        ),
         max_delivery_count=settings.max_delivery_count,
     )
 
 
-async def serve(settings: OrchestratorSettings) -> None:
-    """Runs until SIGTERM or SIGINT; messages in hand are finished, or given back."""
+async def serve(settings: OrchestratorSettings, *, until_idle: float | None = None) -> None:
+    """Runs until SIGTERM or SIGINT, or until idle for so many seconds; messages in hand are finished, or given back."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,7 +57,7 @@ async def serve(settings: OrchestratorSettings) -> None:
         stack.push_async_callback(store.close)
         bus = open_bus(settings.bus)
         stack.push_async_callback(bus.close)
-        await build(settings, bus=bus, store=store, clock=SystemClock()).run(stop)
+        await build(settings, bus=bus, store=store, clock=SystemClock()).run(stop, until_idle=until_idle)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="orchestrator", description="Announces rounds and aggregates what silos send."
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the settings, in YAML")
+    parser.add_argument(
+        "--until-idle",
+        type=_seconds,
+        metavar="TIME",
+        help="end, with status 0, when there was nothing to do for so long: 60s, 5m, 90",
+    )
     options = parser.parse_args(arguments)
     try:
         settings = load(options.config)
         log.configure("orchestrator", level=settings.log_level)
-        asyncio.run(serve(settings))
+        asyncio.run(serve(settings, until_idle=options.until_idle))
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201  # for the person who started it
         return 2
     return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

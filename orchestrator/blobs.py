@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
 from messages import names
-from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, Poison
+from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, Poison, Stale
 from messages.experiments import FromDigest, FromExperiment
 from messages.ports import Reader, Store
 from messages.schemas import Payload, Purpose
@@ -26,6 +24,7 @@ from orchestrator.aggregation import strategy_named
 from orchestrator.aggregation.driver import Contribution, Source, aggregate
 from orchestrator.experiment.collecting import transfer_of
 from orchestrator.experiment.state import Aggregating, Collecting, Tombstone
+from orchestrator.scratch import Scratch
 from orchestrator.store import Documents
 
 _LAYOUTS: Final = 16
@@ -47,15 +46,16 @@ class Weights:
     """Weights of updates, of rounds and of operators, in a store; `scratch` is a directory on this machine."""
 
     def __init__(self, store: Store, scratch: Path, *, memory_budget: int) -> None:
-        self._store, self._scratch, self._memory_budget = store, scratch, memory_budget
+        self._store, self._memory_budget = store, memory_budget
+        self.scratch = Scratch(scratch)
         self._layouts: dict[str, Layout] = {}
         self._verifying, self._summing = asyncio.Semaphore(_VERIFIED_AT_ONCE), asyncio.Semaphore(1)
 
     async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> Verified:
         """Reads an update once. Raises Poison when it is not what it has to be."""
-        expected = await self._expected(state)
         name = names.weights_blob(state.run.id, state.round, payload.sha256)
-        with _as_poison(f"The weights of {silo} for round {state.round}"):
+        async with self._as_poison(f"The weights of {silo} for round {state.round}", state.run.id, state.round):
+            expected = await self._expected(state)
             async with self._verifying, self._opened(names.updates_of(silo), name) as reader:
                 if reader.size != payload.bytes:
                     raise Poison("size-mismatch", f"{silo} announced {payload.bytes} bytes; there are {reader.size}.")
@@ -68,14 +68,14 @@ class Weights:
     async def aggregate(self, state: Aggregating) -> Payload:
         """Puts the frozen set's sum in place. The first model is taken as it is: there is one update, and no base."""
         run, closed = state.run, state.closed
-        with _as_poison(f"Round {closed.round} of {run.id}"):
+        async with self._as_poison(f"Round {closed.round} of {run.id}", run.id, closed.round):
             if closed.purpose is Purpose.INITIALISE:
                 (update,) = closed.updates
                 payload = _given(update.payload)
                 name = names.weights_blob(run.id, closed.round, payload.sha256)
                 return await self._copy(names.updates_of(update.silo), name, run.id, closed.round, payload.sha256)
             request = run.request.strategy
-            with self._directory() as directory:
+            async with self.scratch.directory() as directory:
                 target = directory / "global.safetensors"
                 async with self._summing:
                     scan = await aggregate(
@@ -101,11 +101,16 @@ class Weights:
             case FromExperiment():
                 container, name, sha256 = await _weights_of(initial, documents)
         try:
-            with _as_poison("The initial weights"):
+            async with self._as_poison("The initial weights"):
                 return await self._copy(container, name, run, 0, sha256, share=share)
         except Poison as poison:
             if poison.reason == "weights-not-found":
-                raise Poison("initial-not-found", f"There is no {container}/{name}. Upload it first.") from None
+                do = (
+                    "Retention has deleted it: `last` and `best` are always there."
+                    if isinstance(initial, FromExperiment)
+                    else "Upload it first."
+                )
+                raise Poison("initial-not-found", f"There is no {container}/{name}. {do}") from None
             raise
 
     async def _expected(self, state: Collecting) -> Layout | None:
@@ -127,7 +132,7 @@ class Weights:
         self, container: str, name: str, run: str, round_number: int, sha256: str, *, share: Sequence[str] | None = None
     ) -> Payload:
         """Copies a blob, or of its tensors those that are shared, to the global weights of a round; checks it first."""
-        with self._directory() as directory:
+        async with self.scratch.directory() as directory:
             target = directory / "copy.safetensors"
             await self._store.fetch(container, name, target)
             scan = await asyncio.to_thread(scan_file, target)
@@ -143,21 +148,30 @@ class Weights:
         return Payload(sha256=scan.sha256, bytes=scan.bytes, form="weights", layout=scan.layout.digest)
 
     @contextlib.asynccontextmanager
+    async def _as_poison(self, what: str, run: str | None = None, round_number: int = 0) -> AsyncIterator[None]:
+        """Weights that are wrong now stay wrong: blobs never change. Those of a round may be deleted, once it is over:
+        then a tombstone says so, and whoever still wanted them is late (Stale).
+        """
+        try:
+            yield
+        except InvalidWeights as invalid:
+            raise Poison(str(invalid.reason), f"{what}: {invalid.description}") from None
+        except (NotFound, Conflict) as gone:
+            if run is not None:
+                said, _ = await Documents(self._store).retained(run)
+                if said.dooms_updates(round_number) or said.dooms_weights(max(0, round_number - 1)):
+                    raise Stale(f"{what} is deleted: {said.because}") from None
+            if isinstance(gone, NotFound):
+                raise Poison("weights-not-found", f"{what} are not where they must be: {gone}") from None
+            raise Poison("weights-changed", f"{what} changed while they were read: {gone}") from None
+
+    @contextlib.asynccontextmanager
     async def _opened(self, container: str, name: str) -> AsyncIterator[Reader]:
         reader = await self._store.open(container, name)
         try:
             yield reader
         finally:
             await reader.close()
-
-    @contextlib.contextmanager
-    def _directory(self) -> Iterator[Path]:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=self._scratch))
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _shared(layout: Layout, share: Sequence[str]) -> tuple[TensorSpec, ...]:
@@ -237,16 +251,3 @@ def _given(payload: Payload | None) -> Payload:
     if payload is None:
         raise Poison("payload-missing", "An update of the frozen set has no weights.")
     return payload
-
-
-@contextlib.contextmanager
-def _as_poison(what: str) -> Iterator[None]:
-    """Weights that are wrong now stay wrong: blobs never change."""
-    try:
-        yield
-    except InvalidWeights as invalid:
-        raise Poison(str(invalid.reason), f"{what}: {invalid.description}") from None
-    except NotFound as missing:
-        raise Poison("weights-not-found", f"{what} are not where they must be: {missing}") from None
-    except Conflict as changed:
-        raise Poison("weights-changed", f"{what} changed while they were read: {changed}") from None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from messages.fields import Name, RunId, Time
+from messages.fields import Name, RoundNumber, RunId, Time
 from messages.schemas import SiloHeartbeat, SiloHello
 from orchestrator.experiment.effects import Effect
 from orchestrator.experiment.state import State
@@ -56,3 +56,33 @@ class Presence(_Document):
     def offers(self, task: str) -> bool:
         """Whether the silo's owner allows this task."""
         return self.hello is not None and any(offer.task == task for offer in self.hello.offers)
+
+
+class Retained(_Document):
+    """`state/retention/<run>.json`: what of a run is deleted or about to be, said before the first blob goes."""
+
+    run: RunId
+    held_at: Time | None = None
+    """Since when an operator holds the run: nothing more of it is deleted."""
+    asked_at: Time | None = None
+    """When the last hold or release was posted, by the broker's clock; an older one comes too late."""
+    updates_before: RoundNumber = 0
+    """Updates of rounds below this one are deleted, or about to be."""
+    models_before: RoundNumber = 0
+    """Weights of rounds below this one are, too, but for those of the rounds `spared`."""
+    spared: tuple[RoundNumber, ...] = ()
+    because: str = ""
+    """For people: by which rule."""
+    updates_gone: RoundNumber = 0
+    """Updates of rounds below this one are deleted, for certain. From here on the next sweep deletes."""
+    models_gone: RoundNumber = 0
+    outdated: tuple[RoundNumber, ...] = ()
+    """Rounds that were spared, are not any more, and are not yet deleted for certain."""
+
+    def dooms_updates(self, round_number: int) -> bool:
+        """Whether updates of this round are deleted, or about to be."""
+        return round_number < self.updates_before
+
+    def dooms_weights(self, round_number: int) -> bool:
+        """Whether the weights this round made are deleted, or about to be."""
+        return round_number < self.models_before and round_number not in self.spared

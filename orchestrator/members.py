@@ -37,13 +37,13 @@ class Members:
         """Announces open rounds again to a new agent, and has runs know what its silo offers."""
         # First the rounds, then the presence: were it the other way round, a crash in between would lose them.
         if await self._attendance.is_news(silo, hello, delivery.enqueued_at):
-            for experiment in await self._documents.experiments():
+            for experiment in await self._documents.live.experiments():
                 await self._tell(experiment, SiloAppeared(silo=silo))
         await self._attendance.said_hello(silo, hello, delivery.enqueued_at)
         while True:
             newest = await self._documents.presence(silo)
             if newest is not None and newest.hello is not None:
-                for experiment in await self._documents.experiments():
+                for experiment in await self._documents.live.experiments():
                     await self._tell(experiment, MembersSeen(offers=_offers([newest])))
             now = await self._documents.presence(silo)
             if now is None or newest is None or now.hello == newest.hello:

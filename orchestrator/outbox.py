@@ -18,7 +18,7 @@ from messages.codec import encode
 from messages.errors import Forbidden, NotFound, Poison
 from messages.log import EventLog
 from messages.ports import Bus, Outgoing
-from messages.schemas import AggregateRound, DeadlinePassed, GraceOver, RoundClosed
+from messages.schemas import AggregateRound, DeadlinePassed, GraceOver, RoundClosed, SweepRun
 from orchestrator.documents import ExperimentDocument, Numbered
 from orchestrator.experiment.announcing import announcement_for
 from orchestrator.experiment.effects import (
@@ -32,6 +32,8 @@ from orchestrator.experiment.effects import (
     ScheduleGrace,
 )
 from orchestrator.experiment.state import Collecting, Tombstone
+from orchestrator.retention import expires_at, is_due
+from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
 
 _log: Final = EventLog(__name__)
@@ -42,8 +44,9 @@ _AT_ONCE: Final = 32
 class Performer:
     """Carries out effects."""
 
-    def __init__(self, bus: Bus, documents: Documents) -> None:
+    def __init__(self, bus: Bus, documents: Documents, retention: RetentionSettings | None = None) -> None:
         self._bus, self._documents = bus, documents
+        self._retention = retention or RetentionSettings()
 
     async def perform(self, document: ExperimentDocument, done: set[int]) -> None:
         """Carries out what is in the outbox and not `done`, adding to `done` what was. Raises the first error, then."""
@@ -57,7 +60,7 @@ class Performer:
         for batch in batches(document.outbox):
             await _all(one(numbered) for numbered in batch if numbered.sequence not in done)
 
-    async def _perform(self, document: ExperimentDocument, numbered: Numbered) -> None:
+    async def _perform(self, document: ExperimentDocument, numbered: Numbered) -> None:  # noqa: PLR0912  # one per effect
         effect, state = numbered.effect, document.state
         if isinstance(state, Tombstone):
             raise TypeError("a tombstone has no effects")
@@ -82,8 +85,12 @@ class Performer:
                 await self._documents.publish_head(head)
             case RecordRound(record=record):
                 await self._documents.record_round(record)
+                if is_due(record.round, self._retention):
+                    await self._send(names.WORK, SweepRun(run=record.run), record.run, message_id)
             case RecordRun(ended=ended):
                 await self._documents.record_run(ended)
+                if (expiry := expires_at(ended.ended_at, self._retention)) is not None:
+                    await self._send(names.WORK, SweepRun(run=ended.run.id), ended.run.id, message_id, expiry)
             case _:
                 assert_never(effect)
 

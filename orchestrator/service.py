@@ -7,16 +7,24 @@ message afterwards is the consumer's. Here is what has to be looked up first: we
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
 from functools import partial
-from typing import Final, assert_never, final
+from typing import Any, Final, assert_never, final
 
 from messages import names
 from messages.codec import FromSilo, OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Poison, Stale
-from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
+from messages.errors import Forbidden, NotFound, Poison, Stale, Transient
+from messages.experiments import (
+    CancelExperiment,
+    HoldExperiment,
+    PauseExperiment,
+    ReleaseExperiment,
+    ResumeExperiment,
+    StartExperiment,
+)
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
 from messages.retry import retry_transient
@@ -24,10 +32,12 @@ from messages.schemas import (
     AggregateRound,
     DeadlinePassed,
     GraceOver,
+    Payload,
     Purpose,
     RoundDeclined,
     SiloHeartbeat,
     SiloHello,
+    SweepRun,
     TrainingFailed,
     UpdatePublished,
 )
@@ -50,14 +60,20 @@ from orchestrator.experiment.events import (
 from orchestrator.experiment.starting import cancelled_before_start, check_start
 from orchestrator.experiment.state import Aggregating, Collecting, State, Tombstone
 from orchestrator.experiment.step import aggregation_of, open_round_of
+from orchestrator.idleness import idle, receive_wait
 from orchestrator.members import Members
 from orchestrator.presence import Attendance
 from orchestrator.store import Documents
+from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 
 _log: Final = EventLog(__name__)
 _AT_ONCE: Final = 64
 """Messages of one queue in hand; what is heavy about them waits its turn in `blobs`, so that nothing light does."""
+_PAGE: Final = 250
+"""Messages of one look into a queue; Service Bus shows no more at once."""
+_LOOK_EVERY: Final = 30.0
+"""Seconds between two looks whether a sum that is being made is still wanted."""
 _ANSWERS: Final = {"update-published", "round-declined", "training-failed"}
 
 
@@ -75,53 +91,103 @@ class Orchestrator:
         experiments: Experiments,
         weights: Weights,
         attendance: Attendance,
+        sweeper: Sweeper,
         max_delivery_count: int = 10,
     ) -> None:
         self._bus, self._clock, self._silos = bus, clock, tuple(silos)
         self._documents, self._experiments = documents, experiments
-        self._weights, self._attendance = weights, attendance
+        self._weights, self._attendance, self._sweeper = weights, attendance, sweeper
         self._members = Members(silos, documents=documents, experiments=experiments, attendance=attendance)
         self._max_delivery_count = max_delivery_count
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Receives from every queue until `stop` is set, and takes up every live experiment meanwhile."""
+    async def run(self, stop: asyncio.Event, *, until_idle: float | None = None) -> None:
+        """Receives from every queue until `stop` is set, and takes up every live experiment meanwhile.
+
+        Sets `stop` itself once there was nothing to do for `until_idle` seconds; signs of life are nothing to do.
+        """
+        wait = receive_wait(until_idle)
         consumers = [
-            self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison),
-            self._consumer(names.WORK, self.on_work, self.on_work_poison),
+            self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison, wait),
+            self._consumer(names.WORK, self.on_work, self.on_work_poison, wait),
             *(
-                self._consumer(names.from_silo(silo), partial(self.on_silo, silo), partial(self.on_silo_poison, silo))
+                self._consumer(
+                    names.from_silo(silo), partial(self.on_silo, silo), partial(self.on_silo_poison, silo), wait
+                )
                 for silo in self._silos
             ),
         ]
         _log.info("orchestrator.ready", silos=list(self._silos))
         async with asyncio.TaskGroup() as group:
-            reconciling = group.create_task(self.reconcile())
+            taking_up = group.create_task(self.take_up())
+            ending = group.create_task(self._end(stop, consumers, until_idle, after=taking_up))
             async with asyncio.TaskGroup() as receiving:
                 for consumer in consumers:
                     receiving.create_task(consumer.run(stop))
-            reconciling.cancel()
+            taking_up.cancel()
+            ending.cancel()
         _log.info("orchestrator.stopped")
 
-    async def reconcile(self) -> None:
+    async def _end(
+        self, stop: asyncio.Event, consumers: Sequence[Consumer], until_idle: float | None, *, after: asyncio.Task[None]
+    ) -> None:
+        if until_idle is not None:
+            await idle(consumers, self._clock, until_idle, after=after)
+            _log.info("orchestrator.idle", seconds=until_idle)
+            stop.set()
+
+    async def take_up(self) -> None:
+        """What every start does: sweeps, and reconciles those runs whose messages are not in `work` any more.
+
+        So a start costs a look into the queue and a read per live run, and agents hear nothing of it: orchestrators
+        may come and go every minute.
+        """
+        await self._weights.scratch.sweep()
+        standing: frozenset[Work] = frozenset()
+        try:
+            standing = await retry_transient(self._standing, clock=self._clock)
+        except (NotFound, Forbidden) as error:  # then nothing is known of it, and everything is sent again
+            _log.error("work.not-seen", error=str(error))
+        await self.reconcile(standing)
+
+    async def _standing(self) -> frozenset[Work]:
+        """What is in `work`: free, locked, or scheduled."""
+        found: set[Work] = set()
+        after = 0
+        while page := await self._bus.peek(names.WORK, count=_PAGE, from_sequence_number=after):
+            for delivery in page:
+                with contextlib.suppress(Poison):
+                    found.add(decode(delivery.body, AggregateRound, DeadlinePassed, GraceOver, SweepRun))
+            after = page[-1].sequence_number + 1
+        return frozenset(found)
+
+    async def reconcile(self, standing: Set[Work] | None = None) -> None:
         """Has every live run's messages sent again, from its state alone: the queues may be lost.
 
         Before that it is told who is enrolled and what they offer: silos that were taken out of the settings leave.
 
-        Waits for as long as the bus or the store is away. One experiment that cannot be read does not hold up others.
+        Not those of runs for which all that they need is in `standing`. Waits for as long as the bus or the store is
+        away. One experiment that cannot be read does not hold up others.
         """
-        for experiment in await retry_transient(self._documents.experiments, clock=self._clock):
+        for experiment in await retry_transient(self._documents.live.experiments, clock=self._clock):
             try:
                 await retry_transient(partial(self._members.look, experiment, enrolled=True), clock=self._clock)
-                await retry_transient(partial(self._experiments.reconcile, experiment), clock=self._clock)
+                await retry_transient(partial(self._experiments.reconcile, experiment, standing), clock=self._clock)
             except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
                 _log.exception("experiment.not-reconciled", experiment=experiment)
+        await retry_transient(partial(self._sweeper.rearm, standing or ()), clock=self._clock)
 
     # --- operators -----------------------------------------------------------------------------------------------
 
     async def on_operator(self, delivery: Delivery) -> None:
         """A message on `experiments`."""
         message: OperatorMessage = decode(
-            delivery.body, StartExperiment, CancelExperiment, PauseExperiment, ResumeExperiment
+            delivery.body,
+            StartExperiment,
+            CancelExperiment,
+            PauseExperiment,
+            ResumeExperiment,
+            HoldExperiment,
+            ReleaseExperiment,
         )
         name = message.experiment
         match message:
@@ -133,6 +199,8 @@ class Orchestrator:
                 await self._experiments.apply(name, PauseRequested(experiment=name))
             case ResumeExperiment():
                 await self._experiments.apply(name, ResumeRequested(experiment=name))
+            case HoldExperiment() | ReleaseExperiment():
+                await self._sweeper.change_hold(message, delivery.enqueued_at)
             case _:
                 assert_never(message)
 
@@ -223,13 +291,15 @@ class Orchestrator:
 
     async def on_work(self, delivery: Delivery) -> None:
         """A message on `work`."""
-        message: Work = decode(delivery.body, AggregateRound, DeadlinePassed, GraceOver)
+        message: Work = decode(delivery.body, AggregateRound, DeadlinePassed, GraceOver, SweepRun)
         experiment = names.experiment_of(message.run)
         match message:
             case AggregateRound(run=run, round=number):
                 await self._aggregate(experiment, run, number)
             case DeadlinePassed() | GraceOver():
                 await self._experiments.apply(experiment, message)
+            case SweepRun(run=run):
+                await self._sweeper.sweep(run)
             case _:
                 assert_never(message)
 
@@ -238,10 +308,31 @@ class Orchestrator:
             return aggregation_of(state, run, number)
 
         state = await self._experiments.admit(experiment, look, run=run)
-        payload = await self._weights.aggregate(state)
+        wanted = partial(self._experiments.admit, experiment, look, run=run)
+        payload = await self._unless_over(self._weights.aggregate(state), wanted)
         await self._experiments.apply(experiment, RoundAggregated(run=run, round=number, payload=payload))
         updates = len(state.closed.updates)
         _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=payload.sha256)
+
+    async def _unless_over(
+        self, summing: Coroutine[Any, Any, Payload], wanted: Callable[[], Awaitable[object]]
+    ) -> Payload:
+        """What `summing` makes. Given up when another worker has made it meanwhile, or the run is over: what `wanted`
+        then raises. A lock that was lost says neither; whoever is first is first.
+        """
+        task = asyncio.create_task(summing)
+        try:
+            while True:
+                looking = asyncio.create_task(self._clock.sleep(_LOOK_EVERY))
+                await asyncio.wait((task, looking), return_when=asyncio.FIRST_COMPLETED)
+                looking.cancel()
+                if task.done():
+                    return task.result()
+                with contextlib.suppress(Transient):
+                    await wanted()
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
 
     # --- what can never succeed ----------------------------------------------------------------------------------
 
@@ -266,7 +357,7 @@ class Orchestrator:
             event = AggregationFailed(run=run, round=number, reason=reason)
             await self._experiments.apply(names.experiment_of(run), event)
 
-    def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison) -> Consumer:
+    def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison, wait: float) -> Consumer:
         return Consumer(
             self._bus,
             queue,
@@ -275,7 +366,13 @@ class Orchestrator:
             clock=self._clock,
             concurrency=_AT_ONCE,
             max_delivery_count=self._max_delivery_count,
+            receive_wait=wait,
+            aside=_is_sign_of_life,
         )
+
+
+def _is_sign_of_life(delivery: Delivery) -> bool:
+    return delivery.subject == str(SiloHeartbeat.model_fields["kind"].default)
 
 
 def _round_of(body: bytes, kinds: set[str]) -> tuple[str, int] | None:

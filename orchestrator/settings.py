@@ -12,6 +12,19 @@ from messages.health import HealthSettings
 from messages.settings import BusSettings, Settings, SettingsPath, StoreSettings, load_yaml
 
 
+class RetentionSettings(Settings):
+    """What is kept of a run, and how long. Never deleted: what a round in progress needs, the last and the best
+    weights, the documents in `state`, and anything of a run that an operator holds.
+    """
+
+    updates: Annotated[int, Field(ge=0, le=100_000)] | None = 10
+    """Rounds whose updates are kept: the last so many that are over; null: all, while the run goes on."""
+    models: Annotated[int, Field(ge=1, le=100_000)] | None = 20
+    """Rounds whose global weights are kept. Replaying a round takes those of the round before."""
+    days: Annotated[float, Field(ge=0, le=3650)] | None = 30.0
+    """Days after a run's end until all its updates go, and all its weights but the last and the best; null: never."""
+
+
 class OrchestratorSettings(Settings):
     """What an orchestrator is told when it starts."""
 
@@ -25,6 +38,8 @@ class OrchestratorSettings(Settings):
     """Mebibytes that summing a round may use."""
     max_delivery_count: Annotated[int, Field(ge=3, le=2000)] = 10
     """That of the queues: shortly before it is reached, a message that nobody ever finished is given up as a bug."""
+    retention: RetentionSettings = RetentionSettings()
+    """What is deleted, and when."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     health: HealthSettings | None = None
     """Where to tell that the process is alive; null: nowhere."""

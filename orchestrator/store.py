@@ -7,7 +7,7 @@ Every conditional write of the orchestrator's own documents is here. What they m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -15,8 +15,9 @@ from messages import names
 from messages.errors import Conflict, NotFound, Poison
 from messages.ports import Store
 from messages.schemas import Head
-from orchestrator.documents import ExperimentDocument, Presence
+from orchestrator.documents import ExperimentDocument, Presence, Retained
 from orchestrator.experiment.state import Ended, RoundRecord
+from orchestrator.live import LiveRuns
 
 MOST_BYTES: Final = 32 << 20
 """The largest document; enough for the answers of thousands of silos."""
@@ -38,6 +39,7 @@ class Documents:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.live = LiveRuns(store)
         self._parsed: dict[str, Loaded] = {}
 
     # --- experiments ---------------------------------------------------------------------------------------------
@@ -64,15 +66,10 @@ class Documents:
         return self._remember(experiment, Loaded(document, etag))
 
     async def experiments(self) -> list[str]:
-        """The names of all experiments, except those known to be over since they were last written."""
+        """The names of all experiments there ever were, for people; those that go on are `live`'s."""
         prefix, suffix = names.experiment_blob("").removesuffix(".json"), ".json"
-        found = []
-        for blob in await self._store.list(names.STATE, prefix):
-            name = blob.name.removeprefix(prefix).removesuffix(suffix)
-            known = self._parsed.get(name)
-            if known is None or known.etag != blob.etag or not _is_over(known):
-                found.append(name)
-        return found
+        found = await self._store.list(names.STATE, prefix)
+        return [blob.name.removeprefix(prefix).removesuffix(suffix) for blob in found]
 
     def _remember(self, experiment: str, loaded: Loaded) -> Loaded:
         self._parsed.pop(experiment, None)
@@ -101,17 +98,63 @@ class Documents:
 
     async def is_over(self, run: str) -> bool:
         """Whether this run is known to have ended."""
+        return await self.run_record(run) is not None
+
+    async def run_record(self, run: str) -> Ended | None:
+        """A run's summary, if the run is over."""
         try:
-            await self._store.read(names.STATE, names.run_blob(run), limit=MOST_BYTES)
+            blob = await self._store.read(names.STATE, names.run_blob(run), limit=MOST_BYTES)
         except NotFound:
-            return False
-        return True
+            return None
+        return Ended.model_validate_json(blob.data)
 
     async def _write_once(self, name: str, data: bytes) -> None:
         try:
             await self._store.write(names.STATE, name, data, if_match=None)
         except Conflict:
             return
+
+    # --- retention -----------------------------------------------------------------------------------------------
+
+    async def retained(self, run: str) -> tuple[Retained, str | None]:
+        """What is said of a run's retention, with its ETag; nothing at first."""
+        try:
+            read = await self._store.read(names.STATE, names.retained_blob(run))
+        except NotFound:
+            return Retained(run=run), None
+        return Retained.model_validate_json(read.data), read.etag
+
+    async def change_retained(self, run: str, change: Callable[[Retained], Awaitable[Retained]]) -> Retained:
+        """Replaces what is said by what `change` makes of it, which may be the same; what is said then."""
+        while True:
+            before, etag = await self.retained(run)
+            after = await change(before)
+            if after == before:
+                return before
+            try:
+                data = after.model_dump_json().encode()
+                await self._store.write(names.STATE, names.retained_blob(run), data, if_match=etag)
+            except Conflict:
+                continue
+            return after
+
+    async def unswept(self) -> list[str]:
+        """Runs of which something may still have to be deleted: those over, or swept before, and not for the last time.
+
+        Three listings, whatever is in the documents.
+        """
+        there, swept = set[str](), names.swept_blob("").removesuffix(".json")
+        for prefix in (names.run_blob(""), names.retained_blob("")):
+            there |= await self._runs(prefix.removesuffix(".json"))
+        return sorted(there - await self._runs(swept))
+
+    async def record_swept(self, run: str) -> None:
+        """Remembers that a run was swept for the last time."""
+        await self._write_once(names.swept_blob(run), b"{}")
+
+    async def _runs(self, prefix: str) -> set[str]:
+        listed = await self._store.list(names.STATE, prefix)
+        return {blob.name.removeprefix(prefix).removesuffix(".json") for blob in listed}
 
     # --- heads ---------------------------------------------------------------------------------------------------
 
@@ -171,11 +214,6 @@ class Documents:
         except NotFound:
             return None, None
         return Presence.model_validate_json(read.data), read.etag
-
-
-def _is_over(loaded: Loaded) -> bool:
-    document = loaded.document
-    return document is not None and document.state.phase in {"ended", "tombstone"} and not document.outbox
 
 
 def _order(head: Head) -> tuple[bool, int, bool, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Set
-from typing import Final, TypeVar, final
+from typing import Final, TypeGuard, TypeVar, final
 from weakref import WeakValueDictionary
 
 from messages.codec import Work
@@ -34,7 +34,7 @@ from orchestrator.experiment.events import (
     UpdateRejected,
     UpdateVerified,
 )
-from orchestrator.experiment.state import Aggregating, Collecting, Ended, Paused, State, Tombstone
+from orchestrator.experiment.state import Aggregating, Collecting, Ended, Live, Paused, State, Tombstone
 from orchestrator.experiment.step import expected_in_work, reconcile, step
 from orchestrator.outbox import Performer
 from orchestrator.store import Documents, Loaded
@@ -87,6 +87,8 @@ class Experiments:
         for attempt in range(1, _TRIES + 1):
             loaded = await self._settled(experiment)
             state, effects = await self._known(run, lambda loaded=loaded: move(_state(loaded)))  # type: ignore[misc]
+            if _begins(state, after=loaded):
+                await self._documents.live.enter(state.run.id)
             try:
                 saved = await self._documents.save(experiment, _next(loaded, state, effects), replacing=loaded)
             except Conflict as conflict:  # somebody else was faster
@@ -118,7 +120,10 @@ class Experiments:
             return
         await self._performer.perform(document, done)
         if isinstance(document.state, Ended | Tombstone):
+            if isinstance(document.state, Ended):
+                await self._documents.live.leave(document.state.run.id)
             await self._tidy(experiment, loaded, document)
+            self._done.pop(experiment, None)
 
     async def _tidy(self, experiment: str, loaded: Loaded, document: ExperimentDocument) -> None:
         """Gives done marks a write of their own where nothing may come for long, or ever; losing it costs nothing."""
@@ -150,6 +155,11 @@ def _next(loaded: Loaded, state: State, effects: Effects) -> ExperimentDocument:
 
 def _state(loaded: Loaded) -> State | None:
     return loaded.document.state if loaded.document else None
+
+
+def _begins(state: State, *, after: Loaded) -> TypeGuard[Live]:
+    goes_on = isinstance(_state(after), Collecting | Aggregating | Paused)
+    return isinstance(state, Collecting | Aggregating | Paused) and not goes_on
 
 
 def _with_reconciled_effects(state: State | None) -> tuple[State, Effects]:

@@ -109,7 +109,7 @@ async def aggregate(
         numbers = max(1024, min(_MOST_NUMBERS, memory_budget // _BYTES_PER_NUMBER))
         with await asyncio.to_thread(Writer, target, round_.layout) as writer:
             await _sum(round_, writer, numbers)
-            return await asyncio.to_thread(_finish, round_, writer)
+            return await _to_its_end(_finish, round_, writer)
     finally:
         for one in opened:
             await one.reader.close()
@@ -126,7 +126,7 @@ async def _sum(round_: _Round, writer: Writer, numbers: int) -> None:
                 await asyncio.to_thread(folds.start_from, round_.base.layout, await anext(reads))
             for index in range(len(round_.updates)):
                 await asyncio.to_thread(folds.add, index, await anext(reads))
-            await asyncio.to_thread(folds.write, writer)
+            await _to_its_end(folds.write, writer)
 
 
 def _finish(round_: _Round, writer: Writer) -> Scan:
@@ -225,6 +225,16 @@ def _unfit(model: Layout, update: Layout) -> str | None:
         (s.name, widths.get(s.name, s.dtype) if s.dtype in FLOATING else s.dtype, s.shape) for s in model.tensors
     )
     return Layout.of(fitting).difference(update)
+
+
+async def _to_its_end(call: Callable[..., T], *arguments: object) -> T:
+    """Runs it in a thread. Cancelling waits for it: nobody may close a file under a thread that writes to it."""
+    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise
 
 
 async def _ahead(jobs: Iterable[Callable[[], Awaitable[T]]], depth: int) -> AsyncGenerator[T, None]:

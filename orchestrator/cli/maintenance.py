@@ -19,6 +19,7 @@ from messages.rights import ORCHESTRATOR
 from messages.transport.clock import SystemClock
 from orchestrator.cli.federation import Config, Dir, reach, settings, settings_file
 from orchestrator.cli.terminal import Complaint, command, say
+from orchestrator.idleness import seconds_of
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "messages.json"
 PATIENCE = 10.0
@@ -26,10 +27,21 @@ PATIENCE = 10.0
 
 
 @command
-def orchestrator(directory: Dir = None, config: Config = None) -> None:
+def orchestrator(
+    directory: Dir = None,
+    config: Config = None,
+    until_idle: Annotated[
+        str | None,
+        typer.Option("--until-idle", metavar="TIME", help="End when there was nothing to do for so long: 60s, 5m, 90."),
+    ] = None,
+) -> None:
     """Runs an orchestrator in the foreground. Any number may run at once."""
+    try:
+        ending = [] if until_idle is None else ["--until-idle", f"{seconds_of(until_idle):g}"]
+    except ValueError as error:
+        raise Complaint(f"--until-idle: {error}.") from None
     chosen = settings_file(directory, config, role=ORCHESTRATOR)
-    arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen)]
+    arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen), *ending]
     os.execv(sys.executable, arguments)  # noqa: S606  (this process becomes the orchestrator: signals reach it)
 
 

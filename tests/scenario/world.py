@@ -33,7 +33,9 @@ from orchestrator.experiment.state import Ended, RoundRecord, State
 from orchestrator.outbox import Performer
 from orchestrator.presence import Attendance
 from orchestrator.service import Orchestrator
+from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
+from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 from tests.scenario.faults import Crash, FaultyBus, FaultyStore, Trouble
 from tests.scenario.model_silo import TASK, ModelSilo
@@ -74,12 +76,13 @@ class InOrder(set[Any]):
 class Process:
     """One running orchestrator."""
 
-    def __init__(self, world: World, trouble: Trouble) -> None:
+    def __init__(self, world: World, trouble: Trouble, until_idle: float | None = None) -> None:
         self.trouble = trouble
+        self._until_idle = until_idle
         bus = FaultyBus(world.broker, trouble, witness=world.witness)
         store = FaultyStore(world.store, trouble)
         documents = Documents(store)
-        self.experiments = Experiments(documents, Performer(bus, documents), world.clock)
+        self.experiments = Experiments(documents, Performer(bus, documents, world.retention), world.clock)
         self.orchestrator = Orchestrator(
             bus=bus,
             clock=world.clock,
@@ -88,6 +91,14 @@ class Process:
             experiments=self.experiments,
             weights=Weights(store, world.scratch, memory_budget=1 << 20),
             attendance=Attendance(documents, world.clock),
+            sweeper=Sweeper(
+                bus=bus,
+                store=store,
+                documents=documents,
+                clock=world.clock,
+                settings=world.retention,
+                silos=world.enrolled,
+            ),
             max_delivery_count=world.options.max_delivery_count,
         )
         self.stop = asyncio.Event()
@@ -95,7 +106,7 @@ class Process:
 
     async def _run(self) -> None:
         try:
-            await self.orchestrator.run(self.stop)
+            await self.orchestrator.run(self.stop, until_idle=self._until_idle)
         except BaseExceptionGroup as group:
             if group.split(Crash)[1] is not None:
                 raise
@@ -125,11 +136,13 @@ class World:
         *,
         options: QueueOptions | None = None,
         enrolled: Sequence[str] | None = None,
+        retention: RetentionSettings | None = None,
     ) -> None:
         asyncio.get_running_loop().set_default_executor(Inline(1))
         self.clock = VirtualClock()
         self.enrolled = tuple(enrolled or silos)
         self.options = options or QueueOptions(lock_duration=60)
+        self.retention = retention or RetentionSettings(updates=None, models=None, days=None)  # everything is kept
         self.broker = self._made()
         self.bus = MemoryBus(self.broker)
         self.store = Watched(self.clock)
@@ -146,9 +159,9 @@ class World:
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, trouble: Trouble | None = None) -> Process:
+    async def start(self, trouble: Trouble | None = None, *, until_idle: float | None = None) -> Process:
         """Starts an orchestrator and lets it come to rest."""
-        process = Process(self, trouble or Trouble())
+        process = Process(self, trouble or Trouble(), until_idle)
         self.processes.append(process)
         await rest()
         return process

@@ -1,0 +1,191 @@
+"""Deleting what retention lets go, and holding what an operator wants kept. What may go is said by `retention`.
+
+    sweep-run ─▶ tombstone, by compare-and-swap ─▶ delete ─▶ remember how far
+
+Killed anywhere, a sweep is done again from the tombstone; any number may run at once. A hold is a write to the same
+document: after it no tombstone grows, and whoever is deleting sees it before the next round's blobs. What a tombstone
+names already may be gone, and a hold does not bring it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Final, final
+from weakref import WeakValueDictionary
+
+from messages import names
+from messages.codec import encode
+from messages.errors import Forbidden, Poison, Stale
+from messages.experiments import HoldExperiment, ReleaseExperiment
+from messages.log import EventLog
+from messages.ports import Bus, Clock, Outgoing, Store
+from messages.schemas import SweepRun
+from orchestrator.documents import Retained
+from orchestrator.experiment.state import Ended, Live, Tombstone
+from orchestrator.retention import expires_at, is_complete, tombstone
+from orchestrator.settings import RetentionSettings
+from orchestrator.store import Documents
+
+_log: Final = EventLog(__name__)
+_AT_ONCE: Final = 16
+"""Containers that are swept at the same time."""
+
+
+@final
+class Sweeper:
+    """Retention, carried out; `silos` are those enrolled."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: Store,
+        documents: Documents,
+        clock: Clock,
+        settings: RetentionSettings,
+        silos: Sequence[str],
+    ) -> None:
+        self._bus, self._store, self._documents, self._clock = bus, store, documents, clock
+        self._settings, self._silos = settings, tuple(silos)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def sweep(self, run: str) -> None:
+        """Deletes what may go of this run, and asks for the next sweep if there is one to come.
+
+        Raises Stale when an operator holds it, Poison for a run that there is not. The lock only spares this process
+        from deleting twice what two messages ask for.
+        """
+        async with self._locks.setdefault(run, asyncio.Lock()):
+            await self._sweep(run)
+
+    async def _sweep(self, run: str) -> None:
+        state: Live | Ended | None = None
+
+        async def grow(known: Retained) -> Retained:
+            nonlocal state
+            state = await self._state(run)  # read after what is known, so never older than that
+            return tombstone(state, known, self._settings, self._clock.now())
+
+        said = await self._documents.change_retained(run, grow)
+        if said.held_at is not None or state is None:
+            raise Stale(f"{run} is held")
+        complete = is_complete(state, said, self._settings, self._clock.now())
+        silos = [*state.run.silos, *(self._silos if complete else ())]
+        if complete:
+            await self._empty(said, f"{run}/", names.GLOBAL, *map(names.updates_of, silos))
+        else:
+            await self._go_through(said, silos)
+        await self._documents.change_retained(run, partial(_remembered, said))
+        if complete:
+            await self._documents.record_swept(run)
+            _log.info("run.swept", run=run)
+            return
+        await self._ask_again(state, said)
+
+    async def change_hold(self, message: HoldExperiment | ReleaseExperiment, posted_at: datetime) -> None:
+        """Holds a run, or lets it go. Raises Duplicate, Stale for what was posted before the last, Poison."""
+        run = await self._run_meant(message)
+        holds = isinstance(message, HoldExperiment)
+
+        async def change(known: Retained) -> Retained:
+            if known.asked_at is not None and posted_at < known.asked_at:
+                raise Stale(f"{run} was held or released since")
+            held_at = (known.held_at or posted_at) if holds else None
+            return known.model_copy(update={"held_at": held_at, "asked_at": posted_at})
+
+        await self._documents.change_retained(run, change)
+        _log.info("run.held" if holds else "run.released", run=run)
+        if not holds:  # every time: the last try may have died here
+            await self._ask(run, f"{run}-sweep-released-{posted_at.isoformat()}")
+
+    async def rearm(self, standing: Collection[object] = ()) -> None:
+        """Asks for a sweep of every run that may need one and has none in `standing`, which is what waits in `work`."""
+        now = self._clock.now()
+        for run in await self._documents.unswept():
+            if SweepRun(run=run) in standing:
+                continue
+            await self._ask(run, f"{run}-sweep-{now.isoformat()}")
+
+    async def _go_through(self, said: Retained, silos: Iterable[str]) -> None:
+        """Round by round, from where the last sweep ended."""
+        updates = range(said.updates_gone, said.updates_before)
+        models = {n for n in range(said.models_gone, said.models_before) if said.dooms_weights(n)} | {*said.outdated}
+        for number in sorted({*updates, *models}):
+            containers = [names.updates_of(silo) for silo in silos] if number in updates else []
+            if number in models:
+                containers.append(names.GLOBAL)
+            await self._empty(said, names.round_prefix(said.run, number), *containers)
+
+    async def _empty(self, said: Retained, prefix: str, *containers: str) -> None:
+        """Deletes what the tombstone names, and nothing else, of the blobs that begin so. Raises Stale when held."""
+        if (await self._documents.retained(said.run))[0].held_at is not None:
+            raise Stale(f"{said.run} is held")
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(container: str) -> None:
+            dooms: Callable[[int], bool] = said.dooms_weights if container == names.GLOBAL else said.dooms_updates
+            async with gate:
+                try:
+                    for blob in await self._store.list(container, prefix):
+                        number = names.round_of_blob(blob.name)
+                        if number is not None and dooms(number):
+                            await self._store.delete(container, blob.name)
+                except Forbidden as error:  # a silo that left took its container with it; the others' are swept
+                    _log.error("container.not-swept", container=container, run=said.run, error=str(error))
+
+        await _all(one(container) for container in dict.fromkeys(containers))
+
+    async def _ask_again(self, state: Live | Ended, said: Retained) -> None:
+        """The next hundred rounds, or the last sweep of a run that is over."""
+        run, now = said.run, self._clock.now()
+        if tombstone(state, said, self._settings, now) != said:
+            await self._ask(run, f"{run}-sweep-{said.updates_before}-{said.models_before}")
+        elif isinstance(state, Ended) and (at := expires_at(state.ended_at, self._settings)) is not None:
+            await self._ask(run, f"{run}-sweep-{at.isoformat()}", at)
+
+    async def _ask(self, run: str, message_id: str, at: datetime | None = None) -> None:
+        body = encode(SweepRun(run=run))
+        outgoing = Outgoing(body=body, message_id=message_id, subject="sweep-run", correlation_id=run, scheduled_at=at)
+        await self._bus.send(names.WORK, outgoing)
+
+    async def _state(self, run: str) -> Live | Ended:
+        document = (await self._documents.load(names.experiment_of(run))).document
+        if document is not None and not isinstance(document.state, Tombstone) and document.state.run.id == run:
+            return document.state
+        ended = await self._documents.run_record(run)
+        if ended is None:
+            raise Poison("unknown-run", f"There is no run {run}.")
+        return ended
+
+    async def _run_meant(self, message: HoldExperiment | ReleaseExperiment) -> str:
+        name, run = message.experiment, message.run
+        if run is not None:
+            if names.experiment_of(run) != name:
+                raise Poison("unknown-run", f"{run} is no run of {name}.")
+            await self._state(run)
+            return run
+        document = (await self._documents.load(name)).document
+        if document is None or isinstance(document.state, Tombstone):
+            raise Poison("unknown-experiment", f"No experiment named {name} was started. Check the name.")
+        return document.state.run.id
+
+
+async def _remembered(said: Retained, known: Retained) -> Retained:
+    """How far the deleting is, by what a sweep has done; others may be further."""
+    return known.model_copy(
+        update={
+            "updates_gone": max(known.updates_gone, said.updates_before),
+            "models_gone": max(known.models_gone, said.models_before),
+            "outdated": tuple(number for number in known.outdated if number not in said.outdated),
+        }
+    )
+
+
+async def _all(actions: Iterable[Awaitable[None]]) -> None:
+    """Runs all of them to their end, even when one fails; then raises the first failure."""
+    for result in await asyncio.gather(*actions, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
