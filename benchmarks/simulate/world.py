@@ -24,7 +24,7 @@ from messages.transport.memory_store import MemoryStore
 from orchestrator.app import build
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import Ended, RoundRecord, RunOutcome
-from orchestrator.settings import OrchestratorSettings
+from orchestrator.settings import OrchestratorSettings, RetentionSettings
 from tests.virtual_clock import VirtualClock, rest
 
 T = TypeVar("T")
@@ -57,12 +57,14 @@ class Outcome:
     """Seconds it took, everything included."""
 
 
-def simulate(silos: int, rounds: int, weather: Weather, quorum: Quorum) -> Outcome:
+def simulate(
+    silos: int, rounds: int, weather: Weather, quorum: Quorum, retention: RetentionSettings | None = None
+) -> Outcome:
     """Has one experiment run to its end. Raises RuntimeError when it does not get there."""
-    return asyncio.run(_simulate(silos, rounds, weather, quorum))
+    return asyncio.run(_simulate(silos, rounds, weather, quorum, retention or RetentionSettings()))
 
 
-async def _simulate(count: int, rounds: int, weather: Weather, quorum: Quorum) -> Outcome:
+async def _simulate(count: int, rounds: int, weather: Weather, quorum: Quorum, retention: RetentionSettings) -> Outcome:
     logging.getLogger().setLevel(logging.CRITICAL)
     begun = time.perf_counter()
     silos = [f"silo-{n:05d}" for n in range(1, count + 1)]
@@ -78,6 +80,7 @@ async def _simulate(count: int, rounds: int, weather: Weather, quorum: Quorum) -
             store=StoreSettings(directory=Path(scratch)),
             silos=tuple(silos),
             scratch=Path(scratch),
+            retention=retention,
         )
         SIDE.set("orchestrator")
         orchestrator = asyncio.create_task(build(settings, bus=bus, store=store, clock=clock).run(asyncio.Event()))

@@ -61,18 +61,31 @@ async def test_a_document_that_grew_beyond_all_bounds_is_refused(monkeypatch: py
     assert caught.value.reason == "state-too-large"
 
 
-async def test_what_is_known_to_be_over_is_not_looked_at_again() -> None:
-    documents = Documents(MemoryStore())
+async def test_without_a_list_of_live_runs_it_is_made_from_the_experiments() -> None:
+    store = MemoryStore()
+    documents = Documents(store)
     live = ExperimentDocument(state=training())
     undone = PublishHead(head=Head(run=RUN, round=1, announcement=1, phase="ended"))
     pending = ExperimentDocument(state=over(), sequence=1, outbox=(Numbered(sequence=1, effect=undone),))
-    for name, document in {"live": live, "over": tombstone("over"), "pending": pending}.items():
+    done = ExperimentDocument(state=over(), sequence=1)
+    for name, document in {"live": live, "dead": tombstone("dead"), "over": done, "pending": pending}.items():
         await documents.save(name, document, replacing=await documents.load(name))
-    assert await documents.experiments() == ["live", "pending"]
-    assert await Documents(documents._store).experiments() == ["live", "over", "pending"]
-    other = Documents(documents._store)
-    await other.save("over", live, replacing=await other.load("over"))
-    assert await documents.experiments() == ["live", "over", "pending"]
+    await store.create("state", "experiments/broken.json", b"{}")
+    assert await documents.experiments() == ["broken", "dead", "live", "over", "pending"]
+    assert await documents.live.experiments() == ["broken", "live", "pending"]
+    await store.delete("state", "live.json")
+    await documents.live.enter("new_00000001")
+    assert await documents.live.experiments() == ["broken", "live", "new", "pending"]
+
+
+async def test_a_run_that_is_over_leaves_no_later_one_of_its_name_unlisted() -> None:
+    live = Documents(MemoryStore()).live
+    await live.enter("exp_00000001")
+    await live.enter("exp_00000002")
+    await live.leave("exp_00000001")
+    assert await live.experiments() == ["exp"]
+    await live.leave("exp_00000002")
+    assert await live.experiments() == []
 
 
 async def test_a_record_is_written_once() -> None:
