@@ -116,10 +116,11 @@ class Experiments:
             # A version's outbox holds the effects of the one event that led to it: what was done before is not in it.
             done = set()
             self._done[experiment] = (loaded.etag, done)
-        if all(numbered.sequence in done for numbered in document.outbox):
+        over = isinstance(document.state, Ended | Tombstone)
+        if not over and all(numbered.sequence in done for numbered in document.outbox):
             return
         await self._performer.perform(document, done)
-        if isinstance(document.state, Ended | Tombstone):
+        if over:
             if isinstance(document.state, Ended):
                 await self._documents.live.leave(document.state.run.id)
             await self._tidy(experiment, loaded, document)
