@@ -31,7 +31,6 @@ param largeModels bool = false
 param minReplicas int = 0
 param maxReplicas int = 3
 param softDeleteDays int = 7
-param keepUpdatesDays int = 90
 @description('Of the virtual network of the private profile.')
 param addressPrefix string = '10.20.0.0/24'
 
@@ -69,7 +68,6 @@ module store 'modules/store.bicep' = {
     isPrivate: isPrivate
     containers: rights.hub.containers
     softDeleteDays: softDeleteDays
-    keepUpdatesDays: keepUpdatesDays
   }
 }
 

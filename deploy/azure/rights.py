@@ -40,8 +40,10 @@ ROLES: Final = {
     "sender": AzureRole("Azure Service Bus Data Sender", "69a216fc-b8fb-44d8-bc22-1f3c2cd27a39"),
     "receiver": AzureRole("Azure Service Bus Data Receiver", "4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0"),
     "reader": AzureRole("Storage Blob Data Reader", "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"),
-    # No built-in role writes without deleting, or creates without replacing.
+    # No built-in role writes without deleting, creates without replacing, or deletes blobs and not their container.
+    "keeper": AzureRole("Silobus Blob Keeper"),
     "writer": AzureRole("Silobus Blob Writer"),
+    "remover": AzureRole("Silobus Blob Remover"),
     "creator": AzureRole("Silobus Blob Creator"),
     "dropper": AzureRole("Silobus Blob Dropper"),
 }
@@ -50,7 +52,8 @@ OF_VERBS: Final = {
     frozenset({Verb.READ}): "reader",
     frozenset({Verb.READ, Verb.LIST}): "reader",
     frozenset({Verb.READ, Verb.LIST, Verb.WRITE}): "writer",
-    frozenset({Verb.READ, Verb.CREATE, Verb.WRITE}): "writer",
+    frozenset({Verb.READ, Verb.LIST, Verb.CREATE, Verb.WRITE, Verb.DELETE}): "keeper",
+    frozenset({Verb.READ, Verb.LIST, Verb.DELETE}): "remover",
     frozenset({Verb.READ, Verb.LIST, Verb.CREATE}): "creator",
     frozenset({Verb.CREATE}): "dropper",
 }

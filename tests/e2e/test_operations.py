@@ -28,7 +28,8 @@ from orchestrator import cli
 from orchestrator.cli import federation as commands
 from orchestrator.cli import queues
 from orchestrator.cli.folder import Card, write_card
-from orchestrator.settings import load
+from orchestrator.experiment.state import Ended
+from orchestrator.settings import RetentionSettings, load
 from orchestrator.store import Documents
 from silo_agent import check
 from silo_agent.app import opened
@@ -114,7 +115,8 @@ class World:
         stop = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack, asyncio.timeout(40):
             who = "orchestrator"
-            settings = load(self.folder.orchestrator)
+            kept = RetentionSettings(updates=0, models=1, days=None)
+            settings = load(self.folder.orchestrator).model_copy(update={"retention": kept})
             built = orchestrator_app.build(settings, bus=self.bus(who), store=self.store(who), clock=SystemClock())
             tasks = [asyncio.create_task(built.run(stop))]
             for silo in SILOS:
@@ -152,7 +154,10 @@ async def all_said_hello(documents: Documents) -> bool:
 
 async def it_ended(documents: Documents) -> bool:
     document = (await documents.load("exp")).document
-    return document is not None and document.state.phase == "ended"
+    if document is None or not isinstance(document.state, Ended):
+        return False
+    retained, _ = await documents.retained(document.state.run.id)
+    return retained.updates_gone > document.state.round
 
 
 def everything(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,10 @@ def test_nobody_has_manage() -> None:
         parse(row(rights=["Manage"]))
 
 
-def test_nobody_deletes_blobs() -> None:
-    assert not [p.name for p in EVERYBODY if any(Verb.DELETE in verbs for verbs in p.containers.values())]
+def test_only_the_orchestrator_deletes_blobs_and_never_what_it_knows_or_what_operators_put_there() -> None:
+    deleting = {(p.name, place) for p in EVERYBODY for place, verbs in p.containers.items() if Verb.DELETE in verbs}
+    assert {who for who, _ in deleting} == {ORCHESTRATOR}
+    assert {place for _, place in deleting} == {names.GLOBAL, *map(names.updates_of, SILOS)}
 
 
 @pytest.mark.parametrize("silo", SILOS)

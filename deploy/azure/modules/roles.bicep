@@ -1,4 +1,5 @@
-// Three roles on blobs that Azure does not have: each is narrower than Storage Blob Data Contributor, which also deletes.
+// Roles on blobs that Azure does not have: each is narrower than Storage Blob Data Contributor, which also deletes, and
+// deletes whole containers.
 
 @description('Models over 32 MiB travel in blocks, for which Azure asks for the right to write: creators may then replace.')
 param largeModels bool
@@ -9,6 +10,18 @@ var here = resourceGroup().id
 var blobs = 'Microsoft.Storage/storageAccounts/blobServices/containers/blobs'
 var create = concat(['${blobs}/add/action'], largeModels ? ['${blobs}/write'] : [])
 var roles = [
+  {
+    key: 'keeper'
+    called: 'Silobus Blob Keeper'
+    description: 'Reads, lists, creates, replaces and deletes blobs.'
+    dataActions: ['${blobs}/read', '${blobs}/write', '${blobs}/delete']
+  }
+  {
+    key: 'remover'
+    called: 'Silobus Blob Remover'
+    description: 'Reads, lists and deletes blobs; creates and replaces none.'
+    dataActions: ['${blobs}/read', '${blobs}/delete']
+  }
   {
     key: 'writer'
     called: 'Silobus Blob Writer'

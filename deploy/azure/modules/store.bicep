@@ -6,8 +6,6 @@ param isPrivate bool
 param containers array
 @description('Days for which what was deleted or replaced can be brought back. After that it is gone.')
 param softDeleteDays int
-@description('Days after which updates of silos are deleted: their rounds are long over.')
-param keepUpdatesDays int
 
 resource store 'Microsoft.Storage/storageAccounts@2023-05-01' = {
   name: name
@@ -60,34 +58,8 @@ resource each 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05
   }
 ]
 
-resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = {
-  parent: store
-  name: 'default'
-  properties: {
-    policy: {
-      rules: [
-        {
-          name: 'old-updates'
-          enabled: true
-          type: 'Lifecycle'
-          definition: {
-            filters: {
-              blobTypes: ['blockBlob']
-              prefixMatch: ['updates-']
-            }
-            actions: {
-              baseBlob: {
-                delete: {
-                  daysAfterModificationGreaterThan: keepUpdatesDays
-                }
-              }
-            }
-          }
-        }
-      ]
-    }
-  }
-}
+// No lifecycle rule: what is deleted, and when, is said by the orchestrator's `retention`. A rule here would know of no hold
+// and leave no tombstone.
 
 output id string = store.id
 output name string = store.name
