@@ -36,16 +36,18 @@ class PrivateState:
     def commit(self, run: str, round_number: int, source: Path) -> None:
         """Makes the directory `source` the version of this round, unless it has one; durable on return.
 
-        Nothing happens when `source` is not there: the round has kept the old version.
+        Nothing happens when `source` is not there: the round has kept the old version. What an agent that died in the
+        middle of this had begun is brought to its end.
         """
         target = self._path(run, round_number)
-        if target.exists() or source.is_symlink() or not source.is_dir():
-            return
-        for path in [*source.rglob("*"), source]:
-            if not path.is_symlink() and (path.is_file() or path.is_dir()):
-                make_durable(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        if not target.exists():
+            if source.is_symlink() or not source.is_dir():
+                return
+            for path in [*source.rglob("*"), source]:
+                if not path.is_symlink() and (path.is_file() or path.is_dir()):
+                    make_durable(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
         make_durable(target.parent)
         make_durable(target.parent.parent)
         for old in sorted(self._versions(run))[:-_KEPT]:

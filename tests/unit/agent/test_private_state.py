@@ -69,3 +69,27 @@ def test_two_versions_are_kept(state: PrivateState, tmp_path: Path) -> None:
     for number in (1, 2, 3):
         state.commit(RUN, number, written(tmp_path / str(number), str(number)))
     assert sorted(path.name for path in (tmp_path / "state" / RUN).iterdir()) == ["00002", "00003"]
+
+
+def test_a_commit_that_a_death_cut_short_is_brought_to_its_end(
+    state: PrivateState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version has its name, and nothing after that was done: not made durable, the old one still there."""
+    for number in (1, 2):
+        state.commit(RUN, number, written(tmp_path / str(number), str(number)))
+    rename = Path.rename
+
+    def dies(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    three = written(tmp_path / "3", "3")
+    with monkeypatch.context() as dying:
+        dying.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            state.commit(RUN, 3, three)
+    durable: list[Path] = []
+    monkeypatch.setattr("silo_agent.private_state.make_durable", durable.append)
+    state.commit(RUN, 3, three)
+    assert durable == [tmp_path / "state" / RUN, tmp_path / "state"]
+    assert sorted(path.name for path in (tmp_path / "state" / RUN).iterdir()) == ["00002", "00003"]
