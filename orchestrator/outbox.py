@@ -24,6 +24,7 @@ from orchestrator.experiment.announcing import announcement_for
 from orchestrator.experiment.effects import (
     Announce,
     CloseRound,
+    Effect,
     PublishHead,
     RecordRound,
     RecordRun,
@@ -125,6 +126,19 @@ class Performer:
             time_to_live=lasts,
         )
         await self._bus.send(queue, outgoing)
+
+
+def work_of(effect: Effect) -> AggregateRound | DeadlinePassed | GraceOver | None:
+    """The message in `work` that shows that this effect was carried out; None where none does."""
+    match effect:
+        case ScheduleDeadline(run=run, round=number, announcement=announcement):
+            return DeadlinePassed(run=run, round=number, announcement=announcement)
+        case ScheduleGrace(run=run, round=number, announcement=announcement):
+            return GraceOver(run=run, round=number, announcement=announcement)
+        case RequestAggregation(run=run, round=number):
+            return AggregateRound(run=run, round=number)
+        case _:
+            return None
 
 
 def batches(outbox: Iterable[Numbered]) -> Iterator[list[Numbered]]:

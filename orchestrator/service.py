@@ -294,8 +294,8 @@ class Orchestrator:
         message: Work = decode(delivery.body, AggregateRound, DeadlinePassed, GraceOver, SweepRun)
         experiment = names.experiment_of(message.run)
         match message:
-            case AggregateRound(run=run, round=number):
-                await self._aggregate(experiment, run, number)
+            case AggregateRound():
+                await self._aggregate(experiment, message)
             case DeadlinePassed() | GraceOver():
                 await self._experiments.apply(experiment, message)
             case SweepRun(run=run):
@@ -303,11 +303,13 @@ class Orchestrator:
             case _:
                 assert_never(message)
 
-    async def _aggregate(self, experiment: str, run: str, number: int) -> None:
+    async def _aggregate(self, experiment: str, message: AggregateRound) -> None:
+        run, number = message.run, message.round
+
         def look(state: State | None) -> Aggregating:
             return aggregation_of(state, run, number)
 
-        state = await self._experiments.admit(experiment, look, run=run)
+        state = await self._experiments.undertake(experiment, look, message)
         wanted = partial(self._experiments.admit, experiment, look, run=run)
         payload = await self._unless_over(self._weights.aggregate(state), wanted)
         await self._experiments.apply(experiment, RoundAggregated(run=run, round=number, payload=payload))

@@ -36,7 +36,7 @@ from orchestrator.experiment.events import (
 )
 from orchestrator.experiment.state import Aggregating, Collecting, Ended, Live, Paused, State, Tombstone
 from orchestrator.experiment.step import expected_in_work, reconcile, step
-from orchestrator.outbox import Performer
+from orchestrator.outbox import Performer, work_of
 from orchestrator.store import Documents, Loaded
 
 T = TypeVar("T")
@@ -67,6 +67,19 @@ class Experiments:
             loaded = await self._settled(experiment)
             return await self._known(run, lambda: check(_state(loaded)))
 
+    async def undertake(self, experiment: str, check: Callable[[State | None], T], asked_by: Work) -> T:
+        """`admit` for long work: what is pending is done, and then known to be done to every other orchestrator.
+
+        The message that asks for it is not sent again, having come; else each orchestrator that looks at the experiment
+        meanwhile would have the work done once more.
+        """
+        async with self._lock(experiment):
+            loaded = await self._settled(experiment, frozenset((asked_by,)))
+            found = await self._known(asked_by.run, lambda: check(_state(loaded)))
+            if loaded.document:
+                await self._tidy(experiment, loaded, loaded.document)
+            return found
+
     async def reconcile(self, experiment: str, standing: Set[Work] | None = None) -> None:
         """Has everything done again that the live phase needs, whatever became of the messages sent before.
 
@@ -74,7 +87,7 @@ class Experiments:
         nothing is sent again but what was pending.
         """
         async with self._lock(experiment):
-            loaded = await self._settled(experiment)
+            loaded = await self._settled(experiment, standing or frozenset())
             if isinstance(_state(loaded), Collecting | Aggregating | Paused):
                 if standing is not None and loaded.document and expected_in_work(loaded.document.state) <= standing:
                     await self._tidy(experiment, loaded, loaded.document)
@@ -101,13 +114,13 @@ class Experiments:
             return state
         raise AssertionError("unreachable")
 
-    async def _settled(self, experiment: str) -> Loaded:
-        """The document as it is, with everything in its outbox done."""
+    async def _settled(self, experiment: str, sent: Set[Work] = frozenset()) -> Loaded:
+        """The document as it is, with everything in its outbox done; what was `sent` is done already."""
         loaded = await self._documents.load(experiment)
-        await self._perform(experiment, loaded)
+        await self._perform(experiment, loaded, sent)
         return loaded
 
-    async def _perform(self, experiment: str, loaded: Loaded) -> None:
+    async def _perform(self, experiment: str, loaded: Loaded, sent: Set[Work] = frozenset()) -> None:
         document = loaded.document
         if document is None or not document.outbox:
             return
@@ -116,6 +129,7 @@ class Experiments:
             # A version's outbox holds the effects of the one event that led to it: what was done before is not in it.
             done = set()
             self._done[experiment] = (loaded.etag, done)
+        done.update(numbered.sequence for numbered in document.outbox if work_of(numbered.effect) in sent)
         over = isinstance(document.state, Ended | Tombstone)
         if not over and all(numbered.sequence in done for numbered in document.outbox):
             return

@@ -1,0 +1,60 @@
+"""The scratch directory: whose it is, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.scratch import Scratch
+
+HOLDER = """
+import asyncio, pathlib, sys
+from orchestrator.scratch import Scratch
+
+async def hold():
+    async with Scratch(pathlib.Path(sys.argv[1])).directory() as path:
+        (path / "half").write_bytes(b"x")
+        print(path, flush=True)
+        sys.stdin.read()
+
+asyncio.run(hold())
+"""
+
+
+async def test_a_directory_is_there_as_long_as_it_is_used(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "made")
+    async with scratch.directory() as one, scratch.directory() as other:
+        assert one != other
+        (one / "half").write_bytes(b"x")
+        await scratch.sweep()
+        assert (one / "half").exists()
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_deleted_by_whoever_comes_next(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        held = Path(holder.stdout.readline().decode().strip())
+        asyncio.run(Scratch(tmp_path).sweep())
+        assert (held / "half").exists()
+        holder.kill()
+        holder.wait(10)
+    assert held.exists()
+
+    async def use() -> bool:
+        async with Scratch(tmp_path).directory():
+            return held.exists()  # noqa: ASYNC240  # nobody waits for this loop
+
+    assert not asyncio.run(use())
+
+
+async def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "silobus-link").symlink_to(tmp_path / "precious")
+    await Scratch(tmp_path).sweep()
+    assert (tmp_path / "precious").is_dir()
+    assert (tmp_path / "silobus-link").is_symlink()
