@@ -82,6 +82,22 @@ async def test_a_run_that_is_over_is_listed_no_longer_even_when_its_leaving_fail
         await w.close()
 
 
+async def test_a_run_is_listed_before_there_is_anything_of_it_to_find() -> None:
+    w = World({"east": 1.0, "north": 2.0})
+    try:
+        process = await w.start()
+        process.trouble.at_next("write experiments/exp.json", "crash-after")
+        await w.begin(rounds=1)
+        await w.clock.until(lambda: not process.alive, within=60)
+        await process.kill()
+        w.lose_queues()
+        await w.start()
+        w.live_silos()
+        await w.ended()
+    finally:
+        await w.close()
+
+
 def _operations(counts: Counter[str]) -> dict[str, int]:
     return {name: number for name, number in counts.items() if not name.startswith("bytes.")}
 
