@@ -6,6 +6,11 @@ No exception text may hold a secret, a connection string or a tensor's values.
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class SilobusError(Exception):
     """Base of every error that Silobus raises on purpose."""
@@ -63,3 +68,8 @@ class InvalidWeights(SilobusError):
         super().__init__(description)
         self.reason = reason
         self.description = description
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether it says that a disk or a quota is full: somebody makes room, and then it works."""
+    return isinstance(error, OSError) and error.errno in _FULL

@@ -161,7 +161,7 @@ def main() -> None:
         status = asyncio.run(serve(options, config, store, faults, tls))
         if status == STUCK:
             os._exit(1)  # even to close the store would be to wait for the disk
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         sys.exit(f"servicebus-emulator: {options.data}: {error}")
     except OSError as error:
         sys.exit(f"servicebus-emulator: cannot listen on {options.host}:{options.port}: {error.strerror}")

@@ -182,13 +182,16 @@ class Store:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """All that is put inside, or nothing."""
+        """All that is put inside, or nothing. Raises StoreError when it cannot be written."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise StoreError(f"nothing can be written there: {error}") from error
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._roll_back()
             raise
 
     def write(self, batch: Batch) -> None:
@@ -224,5 +227,9 @@ class Store:
                 db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", batch.seen)
             db.execute("COMMIT")
         except BaseException:
-            db.execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # a full disk has ended it already
+            self._db.execute("ROLLBACK")

@@ -16,7 +16,7 @@ from pathlib import Path
 from messages.errors import InvalidWeights
 from messages.schemas import RoundAnnounced
 from messages.weights import Scan, WeightsFault, scan_file, verify
-from silo_agent.home import RoundDirectory, read_json
+from silo_agent.home import RoundDirectory, make_directory, read_json
 from silo_agent.policy import Accepted
 from silo_agent.private_state import PrivateState
 
@@ -75,7 +75,7 @@ def begin(directory: RoundDirectory) -> Path:
     """An empty place to put an input together; returns where its weights go."""
     fresh = directory.path / "in.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    make_directory(fresh)
     return fresh / WEIGHTS
 
 

@@ -12,6 +12,7 @@ Here live names and what a round's directory remembers; what is decided on it do
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -65,7 +66,7 @@ class TryDirectory:
     def start(self) -> None:
         """Makes the directories, empty."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.output.mkdir(parents=True)
+        make_directory(self.output)
         self.started.touch()
 
     def mark_failed(self, category: FailureCategory, announcement: int, notes: tuple[str, ...] = ()) -> None:
@@ -106,7 +107,7 @@ class RoundDirectory:
 
     def mark_ended(self, entry: dict[str, Any]) -> None:
         """Remembers how the round ended, for listings and for what may be deleted."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         (self.path / ENDED).write_text(json.dumps(entry))
 
     @property
@@ -206,9 +207,11 @@ class Home:
                 how = str(ended["how"]) if ended else "unfinished"
                 over.setdefault(_KEPT_WITH.get(how, how), []).append(at.path)
         for paths in over.values():
-            paths.sort(key=lambda path: path.stat().st_mtime_ns)
+            paths.sort(key=_modified)
             for path in paths[: max(0, len(paths) - keep)]:
                 shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # the run has other rounds
+                    path.parent.rmdir()
 
     def write_fault(self, name: str, text: str) -> Path:
         """Keeps what must not get into the shared log: a bug's whole story."""
@@ -216,6 +219,23 @@ class Home:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         return path
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, also while another round's end clears away those that are empty."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _modified(path: Path) -> int:
+    """When it was last written to; a directory that another round's end has just deleted is the oldest."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
     <root>/<container>/<blob>               a blob made by `create`: a plain file, read-only, never changed
     <root>/<container>/<document>@/<n>      version n of a document made by `write`; the highest is the document
-    <root>/.incoming/                       files not yet complete; a crash may leave some, nobody looks at them
+    <root>/.incoming/                       files not yet complete, each locked by who makes it; whoever comes next
+                                            deletes what the dead left there
 
 A document is changed by compare-and-swap (`directory_versions`). A name is for one of the two, blob or document. Files
 are read with `pread`, never mapped: others may truncate them. Blobs and files handed out are links to one file, and
@@ -14,25 +15,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from messages.errors import AlreadyExists, Conflict, Forbidden, NotFound, Poison, Transient
 from messages.ports import BlobInfo, Document, Reader
 from messages.transport.blob_names import check_blob, check_container, check_prefix, check_range
 from messages.transport.directory_versions import Versions
-from messages.transport.local_files import link_or_copy, make_directories, read_range, sync, write_all
+from messages.transport.local_files import link_or_copy, lock_shared, make_directories, read_range, sync, write_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_LEFTOVER_SECONDS: Final = 86_400
 
 
 class DirectoryStore:
@@ -168,20 +167,21 @@ class _Files:
         if not self._swept:
             self._swept = True
             _remove_leftovers(self._incoming)
-        made = self._incoming / secrets.token_hex(12)
-        try:
-            if isinstance(source, bytes):
-                fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-                with open(fd, "wb", buffering=0) as file:
-                    write_all(file, source)
-                    os.fsync(fd)
-            else:
-                with source.open("rb") as file:
-                    link_or_copy(source.resolve(), file.fileno(), made)
-                    sync(made)
-            yield made
-        finally:
-            made.unlink(missing_ok=True)
+        while True:
+            made = self._incoming / secrets.token_hex(12)
+            with contextlib.ExitStack() as ending:
+                ending.callback(made.unlink, missing_ok=True)
+                fd = _begun(source, made)
+                ending.callback(os.close, fd)
+                lock_shared(fd)
+                if not made.exists():
+                    continue  # swept away before it was locked
+                if isinstance(source, bytes):
+                    with open(fd, "wb", buffering=0, closefd=False) as file:
+                        write_all(file, source)
+                os.fsync(fd)
+                yield made
+            return
 
 
 class _FileReader:
@@ -234,11 +234,28 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         raise Transient(about) from error
 
 
+def _begun(source: Path | bytes, made: Path) -> int:
+    """A descriptor of the new file `made`: empty, or with all that is in `source`."""
+    if isinstance(source, bytes):
+        return os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    with source.open("rb") as file:
+        link_or_copy(source.resolve(), file.fileno(), made)
+        try:
+            return os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # swept away, as the caller will see
+            return os.dup(file.fileno())
+
+
 def _remove_leftovers(incoming: Path) -> None:
+    """Deletes what nobody works on: the system gives locks back however a process ends, and not while it is stopped."""
     for entry in os.scandir(incoming):
-        with contextlib.suppress(FileNotFoundError):
-            if entry.stat(follow_symlinks=False).st_ctime < time.time() - _LEFTOVER_SECONDS:
+        with contextlib.suppress(OSError):  # somebody works on it, or is through with it
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(entry.path)
+            finally:
+                os.close(fd)
 
 
 def _walk(directory: Path, top: Path) -> Iterator[BlobInfo]:

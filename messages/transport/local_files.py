@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from io import RawIOBase
@@ -36,7 +37,10 @@ def sync(path: Path) -> None:
 
 
 def link_or_copy(path: Path, fd: int, target: Path) -> None:
-    """Makes `target`, read-only: the very file at `path`, or where that cannot be, a copy of the bytes of `fd`."""
+    """Makes `target`, read-only: the very file at `path`, or where that cannot be, a copy of the bytes of `fd`.
+
+    A copy is locked (`lock_shared`) while it is being made.
+    """
     try:
         os.link(path, target)
     except OSError as error:
@@ -51,8 +55,15 @@ def link_or_copy(path: Path, fd: int, target: Path) -> None:
             return
         target.unlink()  # it belongs to somebody else, who could change it
     with open(fd, "rb", closefd=False) as source, target.open("xb") as copy:
+        lock_shared(copy.fileno())
         shutil.copyfileobj(source, copy, 1 << 20)
         os.fchmod(copy.fileno(), S_IMODE(os.fstat(copy.fileno()).st_mode) & ~0o222)
+
+
+def lock_shared(fd: int) -> None:
+    """Says, for as long as the file is open, that somebody works on it. Others may as well."""
+    with contextlib.suppress(OSError):  # a file system without locks: who looks for them finds that out too
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def read_range(fd: int, offset: int, length: int) -> bytes:

@@ -107,3 +107,41 @@ def test_a_new_start_of_a_try_finds_nothing_of_the_old(home: Home) -> None:
     assert attempt.has_report
     attempt.start()
     assert not attempt.has_report
+
+
+def test_a_run_whose_last_round_was_forgotten_leaves_no_directory(home: Home) -> None:
+    home.take()
+    made(home.round(RUN, 1), ended=True)
+    made(home.round(OTHER, 1), ended=True)
+    home.forget_ended(1)
+    assert [path.name for path in (home.path / "rounds").iterdir()] == [OTHER]
+
+
+def test_rounds_that_end_at_the_same_time_forget_each_others_directories(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.take()
+    for number in range(1, 4):
+        made(home.round(RUN, number), ended=True)
+    found = home.rounds()
+    monkeypatch.setattr(Home, "rounds", lambda _: found)
+    shutil.rmtree(home.round(RUN, 1).path)
+    home.forget_ended(1)
+    assert sorted(path.name for path in (home.path / "rounds" / RUN).iterdir()) == ["00003"]
+
+
+def test_a_rounds_directory_is_made_while_that_of_its_run_is_cleared_away(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.take()
+    original, calls = Path.mkdir, []
+
+    def cleared_away_once(path: Path, *arguments: object, **named: object) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileNotFoundError(path)
+        original(path, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", cleared_away_once)
+    made(home.round(RUN, 1), ended=False)
+    assert home.round(RUN, 1).attempt(1).output.is_dir()

@@ -183,3 +183,24 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="another version"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_full_disk_is_told_as_such_and_what_is_written_after_it_is_written(tmp_path: Path, ended: bool) -> None:
+    """SQLite ends the transaction of a commit that finds no room; sometimes it does not."""
+    store = Store(tmp_path)
+
+    def without_room() -> None:
+        with store.at_once():
+            store.put_queue("q", QueueSettings())
+            if ended:
+                store._db.execute("ROLLBACK")
+            raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(StoreError, match="database or disk is full"):
+        without_room()
+    assert store.queues() == []
+    with store.at_once():
+        store.put_queue("q", QueueSettings())
+    assert [queue.name for queue in store.queues()] == ["q"]
+    store.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from messages.errors import AlreadyExists, Conflict, Forbidden, NotFound, Transient
-from messages.transport import local_files
+from messages.transport import directory, local_files
 from messages.transport.directory import DirectoryStore
 from messages.transport.directory_versions import Versions
 
@@ -41,31 +41,63 @@ async def test_a_blob_lies_at_its_own_path_and_a_document_beside_it_by_version(
     assert [path.read_bytes() for path in sorted((root / "state/runs/a.json@").iterdir())] == [b"one", b"two"]
 
 
-async def test_leftovers_of_a_crash_are_no_blobs_and_old_ones_are_removed(store: DirectoryStore, root: Path) -> None:
+async def test_what_the_dead_left_is_no_blob_and_the_next_to_come_removes_it(store: DirectoryStore, root: Path) -> None:
     (root / ".incoming").mkdir(parents=True)
-    (root / ".incoming/fresh").write_bytes(b"half")
-    (root / ".incoming/old").write_bytes(b"half")
+    (root / ".incoming/left").write_bytes(b"half")
+    assert await store.list("global", "") == []
     await store.create("global", "a", b"whole")
-    assert [row.name for row in await store.list("global", "")] == ["a"]
-    assert sorted(os.listdir(root / ".incoming")) == ["fresh", "old"]
-
-    later = time.time() + 2 * 86_400
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("messages.transport.directory.time.time", lambda: later)
-        await DirectoryStore(root).create("global", "b", b"whole")
     assert os.listdir(root / ".incoming") == []
 
 
-async def test_a_large_source_with_an_old_date_is_not_taken_for_a_leftover(
-    store: DirectoryStore, root: Path, tmp_path: Path
+@pytest.mark.parametrize("moment", ["is written", "gets its name", "is copied"])
+async def test_what_somebody_still_works_on_is_not_swept_away(
+    store: DirectoryStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    (tmp_path / "source").write_bytes(b"12345")
-    os.utime(tmp_path / "source", (0, 0))
-    linked = (root / ".incoming/of-another-process").absolute()
-    linked.parent.mkdir(parents=True)
-    os.link(tmp_path / "source", linked)
-    await store.create("global", "a", b"")
-    assert linked.exists()
+    source: Path | bytes = b"whole"
+    if moment == "is copied":
+        source = tmp_path / "source"
+        source.write_bytes(b"whole")
+        monkeypatch.setattr(os, "link", lambda *_: _raise(OSError(errno.EXDEV, "another device")))
+    module, name = {
+        "is written": (directory, "write_all"),
+        "gets its name": (os, "link"),
+        "is copied": (local_files.shutil, "copyfileobj"),
+    }[moment]
+    original = getattr(module, name)
+    seen = []
+
+    def meanwhile(*arguments: object) -> None:
+        monkeypatch.undo()
+        asyncio.run(DirectoryStore(root).create("global", "other", b"the first write of a process sweeps"))
+        seen.extend(os.listdir(root / ".incoming"))
+        original(*arguments)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    await store.create("global", "a", source)
+    assert len(seen) == 1
+    assert (await store.read("global", "a")).data == b"whole"
+    assert os.listdir(root / ".incoming") == []
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("source", ["bytes", "a file"])
+async def test_what_was_swept_away_before_it_was_locked_is_begun_anew(
+    store: DirectoryStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "source").write_bytes(b"whole")
+
+    def too_late(fd: int) -> None:
+        monkeypatch.undo()
+        asyncio.run(DirectoryStore(root).create("global", "other", b"the first write of a process sweeps"))
+        assert os.listdir(root / ".incoming") == []
+        local_files.lock_shared(fd)
+
+    monkeypatch.setattr(directory, "lock_shared", too_late)
+    await store.create("global", "a", b"whole" if source == "bytes" else tmp_path / "source")
+    assert (await store.read("global", "a")).data == b"whole"
 
 
 async def test_a_death_between_file_and_name_changes_nothing(
