@@ -13,7 +13,7 @@ from messages.schemas import SiloHeartbeat, SiloHello
 from orchestrator.documents import Presence
 from orchestrator.store import Documents
 
-_EVERY: Final = 5.0
+EVERY: Final = 2.0
 """Seconds between two writes for what one silo says, unless what it does has changed."""
 _RUNS: Final = 20
 
@@ -49,9 +49,9 @@ class Attendance:
 
     async def heartbeat(self, silo: str, beat: SiloHeartbeat, enqueued_at: datetime) -> None:
         """Remembers what the silo is doing, a few times a minute at most."""
-        now, doing = self._clock.now(), (beat.run, beat.round, beat.doing)
+        now, doing = self._clock.now(), (beat.run, beat.round, beat.doing, beat.stalled)
         written_at, did = self._written.get(silo, (None, ()))
-        if written_at is not None and did == doing and (now - written_at).total_seconds() < _EVERY:
+        if written_at is not None and did == doing and (now - written_at).total_seconds() < EVERY:
             return
 
         def change(known: Presence | None) -> Presence | None:
@@ -80,7 +80,7 @@ class Attendance:
         """Remembers that the silo answered a round, whatever it said: a silo that is done sends no heartbeats."""
         now = self._clock.now()
         written_at = self._answered.get(silo)
-        if written_at is not None and (now - written_at).total_seconds() < _EVERY:
+        if written_at is not None and (now - written_at).total_seconds() < EVERY:
             return
 
         def change(known: Presence | None) -> Presence | None:

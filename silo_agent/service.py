@@ -78,11 +78,10 @@ class Agent:
         """Returns when the message needs no more work here."""
         await self._stop_if_homeless()
         message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
-        with self._silo.waiting_for_room():
-            if isinstance(message, RoundClosed):
-                await self._close(message)
-            elif not await self._take_part(message):
-                raise Duplicate("the round was being worked on")
+        if isinstance(message, RoundClosed):
+            await self._close(message)
+        elif not await self._take_part(message):
+            raise Duplicate("the round was being worked on")
 
     async def _take_part(self, announced: RoundAnnounced) -> bool:
         """Works on the round until it has ended here; False: joined work that was going on."""
@@ -109,21 +108,16 @@ class Agent:
             return
         reason = DeclineReason.AGENT_FAULT if poison.reason == "bug" else DeclineReason.MESSAGE_INVALID
         run, number = about
-        with self._silo.waiting_for_room():
-            await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
+        await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
 
     async def _work(self, work: RoundWork) -> None:
         try:
-            with self._silo.waiting_for_room():
-                await work.run()
-        except Transient:
-            raise
+            await work.run()
         except Exception as bug:  # noqa: BLE001  # whatever it is, its text may tell what must not leave
             await self._stop_if_homeless()
             name = f"{self._silo.clock.now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
             story = "".join(traceback.format_exception(bug))
-            with self._silo.waiting_for_room():
-                await asyncio.to_thread(self._silo.home.write_fault, name, story)
+            await asyncio.to_thread(self._silo.home.write_fault, name, story)
             kind, (run, number, _) = type(bug).__name__, work.about
             _log.error("agent.fault", run=run, round=number, error=kind, look=f"faults/{name}.txt")
             raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None
@@ -161,6 +155,7 @@ class Agent:
             agent_version=_version(),
             policy=self._silo.policy_digest,
             offers=offers,
+            heartbeat=self._silo.heartbeat,
             at=self._silo.clock.now(),
         )
         await self._silo.patiently(lambda: self._silo.voice.say(hello), missing="the queue to the orchestrator")

@@ -24,7 +24,7 @@ class SiloSettings(Settings):
     home: SettingsPath
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
     stalled_after: Annotated[float, Field(gt=0)] | None = None
-    """Seconds without progress after which a trainer is not reported alive any more; null: two heartbeats."""
+    """Seconds without progress after which a trainer is reported as stalled; null: two heartbeats."""
     keep_rounds: Annotated[int, Field(ge=0)] = 3
     """How many directories of published rounds are kept, and as many of failed or declined ones, to be run again."""
     health: HealthSettings | None = None

@@ -1,7 +1,7 @@
-"""Signs of life of one round: sent while, and only while, the work itself makes progress.
+"""Signs of life of one round: sent as long as it is worked on, and whether the work itself makes progress.
 
 Here lives how progress is seen: by `progress.json` changing, on the agent's clock. That the agent is alive says nothing
-about its trainer: one that was stopped, or hangs, is not reported alive. Of a job elsewhere it also counts that it was
+about its trainer: one that was stopped, or hangs, is reported as stalled. Of a job elsewhere it also counts that it was
 just seen in a queue, which is waiting; and that it was just seen running, until it has shown progress of its own once.
 """
 
@@ -17,7 +17,18 @@ from messages.errors import SilobusError
 from messages.log import EventLog
 from messages.schemas import RoundAnnounced, SiloHeartbeat
 from silo_agent.home import TryDirectory, read_json
-from silo_agent.rounds import Checked, Checking, Fetching, Phase, Publishing, Resending, Training, Waiting
+from silo_agent.rounds import (
+    Announced,
+    Checked,
+    Checking,
+    Deciding,
+    Fetching,
+    Phase,
+    Publishing,
+    Resending,
+    Training,
+    Waiting,
+)
 from silo_agent.runners import port
 from silo_agent.silo import Silo
 
@@ -61,8 +72,7 @@ class SignsOfLife:
             doing = _doing(self._phase, self._lately())
             if doing is None:
                 continue
-            if isinstance(self._phase, Training) and not await self._makes_progress():
-                continue
+            stalled = isinstance(self._phase, Training) and not await self._makes_progress()
             now = self._silo.clock.now()
             sign = SiloHeartbeat(
                 run=self._announced.run,
@@ -70,6 +80,8 @@ class SignsOfLife:
                 doing=doing,
                 steps=self._steps,
                 progress_age=max(0.0, (now - self._progressed).total_seconds()),
+                stalled=stalled,
+                every=self._silo.heartbeat,
                 at=now,
             )
             with contextlib.suppress(SilobusError, OSError):  # the next one will do
@@ -113,7 +125,7 @@ def _doing(phase: Phase | None, sign: port.Sign | None) -> Doing | None:
     match phase:
         case Training() if isinstance(sign, port.Queued):
             return "waiting"
-        case Waiting():
+        case Announced() | Deciding() | Waiting():
             return "waiting"
         case Fetching():
             return "fetching"

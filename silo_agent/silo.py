@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from messages.errors import Forbidden, NotFound, Transient, says_full
+from messages.errors import Forbidden, NotFound, Transient
 from messages.log import EventLog
 from messages.ports import Clock, Store
 from messages.retry import Waits, retry_transient
@@ -41,7 +40,7 @@ class Silo:
     clock: Clock
     heartbeat: float = 15.0
     stalled_after: float = 30.0
-    """Seconds without progress after which a trainer is not reported alive any more."""
+    """Seconds without progress after which a trainer is reported as stalled."""
     keep_rounds: int = 3
     waits: Waits = field(default_factory=Waits)
     _turns: dict[str, asyncio.Semaphore] = field(default_factory=dict)
@@ -49,17 +48,6 @@ class Silo:
     def turns(self, task: str) -> asyncio.Semaphore:
         """Who may train: so many rounds of a task at once."""
         return self._turns.setdefault(task, asyncio.Semaphore(self.policy.tasks[task].at_once))
-
-    @contextlib.contextmanager
-    def waiting_for_room(self) -> Iterator[None]:
-        """A full disk is a dependency that is away. Raises Transient instead: whoever asked tries again."""
-        try:
-            yield
-        except OSError as error:
-            if not says_full(error):
-                raise
-            _log.error("home.full", silo=self.name, next="make room where the silo's home is; what waits then goes on")
-            raise Transient("the disk with the silo's home is full") from None
 
     async def patiently(self, operation: Callable[[], Awaitable[T]], *, missing: str | None = None) -> T:
         """What `operation` returns, however long a dependency is down or refuses us.
@@ -70,8 +58,7 @@ class Silo:
 
         async def attempt() -> T:
             try:
-                with self.waiting_for_room():
-                    return await operation()
+                return await operation()
             except Forbidden as refusal:
                 _log.error("agent.forbidden", silo=self.name, next="silobus-agent check says which right is missing")
                 raise Transient("a right is missing") from refusal

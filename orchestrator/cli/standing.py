@@ -40,11 +40,21 @@ class Standing:
     state: Collecting | Aggregating | Paused | Ended | Tombstone
     records: Mapping[int, RoundRecord]
     presence: Mapping[str, Presence]
+    """What retention deleted of the run, and whether it is held; None: neither was ever so."""
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def run(self) -> Run | None:
         return None if isinstance(self.state, Tombstone) else self.state.run
+
+    @property
+    def silos(self) -> tuple[str, ...]:
+        """Those that take part, and then those that did, or still owe the open round an answer."""
+        run = self.run
+        if run is None:
+            return ()
+        asked = self.state.asked if isinstance(self.state, Collecting) else ()
+        return tuple(dict.fromkeys((*run.silos, *asked, *run.paces)))
 
     @property
     def is_over(self) -> bool:
@@ -74,7 +84,8 @@ class Reader:
         for numbered in loaded.document.outbox:  # a round that was over just now may not have its own document yet
             if isinstance(numbered.effect, RecordRound) and numbered.effect.record.run == state.run.id:
                 records[numbered.effect.record.round] = numbered.effect.record
-        return Standing(experiment, state, dict(sorted(records.items())), await self.presence(state.run.silos))
+        silos = Standing(experiment, state, {}, {}).silos
+        return Standing(experiment, state, dict(sorted(records.items())), await self.presence(silos))
 
     async def experiments(self) -> list[str]:
         """Every name that was ever used."""

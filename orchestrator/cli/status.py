@@ -12,7 +12,9 @@ import typer
 
 from messages.errors import NotFound
 from messages.ports import Store
+from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
+from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
 from orchestrator.cli.standing import Reader, Standing
 from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
 from orchestrator.cli.wording import (
@@ -27,7 +29,6 @@ from orchestrator.cli.wording import (
     silo_state,
     status_of,
     unknown,
-    waiting_for,
 )
 
 CHUNK = 8 << 20
@@ -40,7 +41,7 @@ async def status(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """What each experiment waits for, and each silo's last answer and sign of life."""
+    """What each experiment waits for, each silo's last answer and sign of life, and how it keeps up."""
     async with reach(directory, config) as federation:
         reader = Reader(federation.store)
         if experiment is None:
@@ -144,13 +145,20 @@ def _detail(standing: Standing) -> None:
     say(f"round        {round_of(standing)} of {run.request.rounds}; {phase_of(standing)}")
     if waits := waiting_for(standing):
         say(f"waiting for  {waits}")
+    if run.seed is not None:
+        say(f"sample       {run.request.asked(len(run.silos))} of {len(run.silos)} silos a round, seed {run.seed}")
     for name, value in latest_metrics(standing).items():
         say(f"{name:<12} {shown(value)}")
     for name, found in models(run).items():
         say(f"{name + ' model':<12} round {found['round']}, {found['blob']}")
     rows = []
-    for silo in run.silos:
+    for silo in standing.silos:
         answer = last_answer(standing, silo)
         told = f"round {answer['round']}, {answer['seconds']:.1f} s" if answer else None
-        rows.append((silo, silo_state(standing, silo), told, last_seen(standing, silo) or "never"))
+        does = silo_state(standing, silo) + ("" if silo in run.silos else "; takes part no longer")
+        rows.append((silo, does, told, last_seen(standing, silo) or "never"))
     console().print(table(("silo", "does", "last answer", "last sign of life"), rows))
+    if run.paces:
+        slow = stragglers(run.paces)
+        paces = [row(silo, run.paces, slow.get(silo)) for silo in standing.silos if silo in run.paces]
+        console().print(table(COLUMNS, paces, numbers=COLUMNS[1:-1]))

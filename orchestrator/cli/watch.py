@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from orchestrator.cli.awaiting import life_of, waiting_for
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.standing import Reader, Standing
 from orchestrator.cli.terminal import command, console, say, shown, table
@@ -27,8 +28,9 @@ from orchestrator.cli.wording import (
     silo_state,
     status_of,
     unknown,
-    waiting_for,
 )
+from orchestrator.experiment.announcing import awaited
+from orchestrator.experiment.state import Collecting
 
 ROUNDS_SHOWN = 12
 """The newest rounds that fit on a screen."""
@@ -85,17 +87,40 @@ class Lines:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
+        self._gone: set[str] = set()
 
     def new(self, standing: Standing) -> list[str]:
         """Lines not given before."""
         lines = [self._start(standing)]
         over = [row for row in history(standing) if row["metrics"] or standing.is_over]
         lines += [f"round {row['round']}: {_row(row)}" for row in over]
+        lines += self._heard(standing)
         if status_of(standing) != "running":
             lines.append(_end(standing))
         fresh = [line for line in lines if line not in self._said]
         self._said.update(fresh)
         return fresh
+
+    def _heard(self, standing: Standing) -> list[str]:
+        """Who is gone, who came back, and whose training stands still; the same until that changes."""
+        state = standing.state
+        if not isinstance(state, Collecting):
+            return []
+        lives = {silo: life_of(standing, state, silo) for silo in awaited(state)}
+        lines = []
+        for silo, found in lives.items():
+            at = f"{found.heard_at:%Y-%m-%d %H:%M:%S} UTC"
+            if found.gone:
+                was = f"last heard of at {at}, {found.doing}" if found.doing else f"not heard of since {at}"
+                line = f"{silo}: gone, {was}, in round {state.round}"
+                if line not in self._said:
+                    lines += [line, f"waiting for {waiting_for(standing)}"]
+            elif silo in self._gone:
+                lines.append(f"{silo}: heard of again, at {at}")
+            if found.stalled is not None and not found.gone:
+                lines.append(f"{silo}: {found.doing} without progress in round {state.round}")
+        self._gone = {silo for silo in lives if lives[silo].gone}
+        return lines
 
     @staticmethod
     def _start(standing: Standing) -> str:
@@ -127,7 +152,7 @@ def view(standing: Standing) -> RenderableType:
     head = f"[bold]{escape(run.id)}[/bold]  {status_of(standing)}"
     head += f"  round {round_of(standing)} of {run.request.rounds}"
     parts: list[RenderableType] = [Text.from_markup(head)]
-    silos = [(silo, silo_state(standing, silo), last_seen(standing, silo)) for silo in run.silos]
+    silos = [(silo, silo_state(standing, silo), last_seen(standing, silo)) for silo in standing.silos]
     parts.append(table(("silo", "does", "last sign of life"), silos))
     rows = history(standing)
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))

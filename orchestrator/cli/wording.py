@@ -1,32 +1,29 @@
-"""A standing in words and numbers: what `status`, `watch` and `demo` say about it. Nothing is read here."""
+"""A standing in words and numbers: what `status`, `watch` and `demo` say about it. Nothing is read here.
+
+Who is heard of, and what an open round waits for, is `awaiting`'s; how silos keep up is `keeping_up`'s.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from messages import names
 from messages.schemas import Purpose
+from orchestrator.cli.awaiting import in_open_round, life, overdue, waiting_for
+from orchestrator.cli.keeping_up import numbers, stragglers
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.terminal import Complaint
 from orchestrator.experiment.state import (
     Aggregating,
     Collecting,
-    Declined,
     Ended,
-    Failed,
     Model,
     Paused,
     Run,
     Tombstone,
     Updated,
 )
-
-QUIET: Final = 45.0
-"""Seconds without a heartbeat after which work counts as silent: three, as agents send them unless told otherwise."""
-
-LATE: Final = 15.0
-"""Seconds after its deadline in which a round may still be closed."""
 
 
 def unknown(experiment: str) -> Complaint:
@@ -78,39 +75,6 @@ def phase_of(standing: Standing) -> str:
     return words
 
 
-def waiting_for(standing: Standing) -> str | None:
-    """What has to happen next, in words; None when it is over."""
-    match standing.state:
-        case Collecting() as state:
-            open_silos = [silo for silo in state.asked if silo not in state.answers]
-            have = sum(isinstance(answer, Updated) for answer in state.answers.values())
-            what = {Purpose.INITIALISE: "initial weights", Purpose.EVALUATE: "metrics"}.get(state.purpose, "updates")
-            who = f"{what} from {', '.join(open_silos)}" if open_silos else "the deadline"
-            until = state.grace_until or state.deadline
-            over = f"; OVERDUE by {late:.0f} s" if (late := overdue(standing)) else ""
-            return f"{who} (has {have}, needs {state.quorum}, until {until:%Y-%m-%d %H:%M:%S} UTC{over})"
-        case Aggregating() as state:
-            return f"the sum of {len(state.closed.updates)} updates"
-        case Paused():
-            return "resume-experiment"
-        case Ended() | Tombstone():
-            return None
-        case _:
-            assert_never(standing.state)
-
-
-def overdue(standing: Standing) -> float | None:
-    """Seconds since the open round should have closed or been announced again, once they are more than a delay.
-
-    Then no orchestrator works, or the message that was to wake it is lost.
-    """
-    if not isinstance(standing.state, Collecting):
-        return None
-    until = standing.state.grace_until or standing.state.deadline
-    late = (standing.read_at - until).total_seconds()
-    return late if late > LATE else None
-
-
 def reason_of(standing: Standing) -> str | None:
     """Why it ended so."""
     match standing.state:
@@ -126,7 +90,7 @@ def silo_state(standing: Standing, silo: str) -> str:
     """What a silo does, or last did, in the current round."""
     match standing.state:
         case Collecting() as state:
-            return _collecting(state, standing, silo)
+            return in_open_round(standing, state, silo)
         case Aggregating() as state:
             if any(update.silo == silo for update in state.closed.updates):
                 return "updated"
@@ -142,24 +106,6 @@ def silo_state(standing: Standing, silo: str) -> str:
             return "not asked"
         case _:
             assert_never(standing.state)
-
-
-def _collecting(state: Collecting, standing: Standing, silo: str) -> str:
-    match state.answers.get(silo):
-        case Updated():
-            return "updated"
-        case Declined() as declined:
-            return f"declined: {declined.reason}"
-        case Failed() as failed:
-            return f"failed: {failed.reason}"
-        case None:
-            presence = standing.presence.get(silo)
-            beat = presence.heartbeats.get(state.run.id) if presence else None
-            if presence is not None and beat is not None and beat.round == state.round:
-                heard_at = presence.heartbeats_at.get(state.run.id, presence.seen_at)
-                silent = (standing.read_at - heard_at).total_seconds()
-                return beat.doing if silent <= QUIET else f"no sign of life for {silent:.0f} s"
-            return "asked" if silo in state.asked else "not asked"
 
 
 def last_answer(standing: Standing, silo: str) -> dict[str, Any] | None:
@@ -244,7 +190,9 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "started_at": run.started_at if run else None,
         "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,
         "quorum": _quorum(standing),
-        "silos": {silo: _silo(standing, silo) for silo in (run.silos if run else ())},
+        "seed": run.seed if run else None,
+        "asked": list(standing.state.asked) if isinstance(standing.state, Collecting) else None,
+        "silos": {silo: _silo(standing, silo) for silo in standing.silos},
         "metrics": latest_metrics(standing),
         "models": models(run),
         "history": history(standing),
@@ -260,10 +208,15 @@ def _quorum(standing: Standing) -> int | None:
 
 
 def _silo(standing: Standing, silo: str) -> dict[str, Any]:
+    run = standing.run
     return {
         "state": silo_state(standing, silo),
+        "takes_part": run is not None and silo in run.silos,
+        **life(standing, silo),
         "last_sign_of_life": last_seen(standing, silo),
         "last_answer": last_answer(standing, silo),
+        "straggler": stragglers(run.paces).get(silo) if run else None,
+        **numbers(run.paces.get(silo) if run else None),
     }
 
 

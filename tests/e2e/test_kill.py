@@ -6,16 +6,22 @@ final weights. Training is held while something is killed, so that it always is 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from messages import names
 from messages.schemas import SiloHeartbeat
+from messages.transport.directory import DirectoryStore
+from orchestrator.cli.standing import Reader
+from orchestrator.cli.wording import as_json
 from orchestrator.experiment.state import Ended
 from tests.federation import THREE, Federation, result_of
 
@@ -228,29 +234,64 @@ def test_without_a_quorum_silos_are_reminded_and_then_the_run_fails_saying_who_d
     assert (record.over_at - record.opened_at).total_seconds() >= 3
 
 
-def test_a_stopped_trainer_is_not_reported_alive_though_its_agent_lives(federation: Federation) -> None:
+def test_a_stopped_trainer_is_reported_as_stalled_by_its_agent_which_lives(federation: Federation) -> None:
     run = in_mid_round(federation, "stopped")
     federation.until(lambda: len(signs_of_life(federation, "east", run)) > 2, "east is not reported alive")
     trainer = federation.training("east", "stopped", 2)
     os.kill(trainer, signal.SIGSTOP)
     try:
-        federation.until(lambda: "trainer.stalled" in federation.folder.log("agent-east").read_text(), "nobody notices")
-        reported = len(signs_of_life(federation, "east", run))
-        others = len(signs_of_life(federation, "north", run))
-        federation.until(lambda: len(signs_of_life(federation, "north", run)) > others + 3, "north is quiet as well")
-        assert len(signs_of_life(federation, "east", run)) == reported
+        federation.until(lambda: signs_of_life(federation, "east", run)[-1].stalled, "nobody notices")
 
+        def east() -> dict[str, object]:
+            return dict(status(federation, "stopped")["silos"]["east"])
+
+        federation.until(lambda: "without progress" in str(east()["state"]), "the status does not say so")
+        assert (east()["gone"], east()["stalled"]) == (False, True)
+        assert not signs_of_life(federation, "north", run)[-1].stalled
         federation.start_experiment("meanwhile", silos=["east"], hyperparameters={"unheard-of": 1})
         assert "east: declined" in federation.wait_for("meanwhile", "failed").reason  # the agent answers
-        presence = federation.presence("east")
-        assert presence is not None
-        last = presence.heartbeats[run]
-        assert last.at <= signs_of_life(federation, "east", run)[-1].at
     finally:
         os.kill(trainer, signal.SIGCONT)
-    federation.until(lambda: len(signs_of_life(federation, "east", run)) > reported, "east is not reported alive again")
+    federation.until(lambda: not signs_of_life(federation, "east", run)[-1].stalled, "east is stalled for ever")
     go_on(federation, "stopped")
     completes_exactly(federation, run)
+
+
+def test_a_killed_agent_is_seen_to_be_gone_and_its_round_says_what_it_waits_for(federation: Federation) -> None:
+    """Within three of its heartbeats, here of 1 s each; with those of 15 s that agents send by default, within 45 s."""
+    run = in_mid_round(federation, "gone")
+    federation.until(lambda: len(signs_of_life(federation, "east", run)) > 1, "east is not reported alive")
+    federation.kill("agent-east")
+    killed = time.monotonic()
+    try:
+
+        def said() -> dict[str, Any]:
+            return status(federation, "gone")
+
+        federation.until(lambda: said()["silos"]["east"]["gone"], "nobody notices")
+        assert time.monotonic() - killed < 20, "three heartbeats, and what it takes to ask"
+        now = said()
+        assert now["silos"]["east"]["state"].startswith("gone: no sign of life for")
+        assert now["silos"]["east"]["state"].endswith("was training")
+        assert re.search(r"east \(gone since [0-9:]{8}, \d+ s ago, was training\)", now["waiting_for"])
+        assert re.search(r"north \(training, \d+ s\)", now["waiting_for"])
+        assert now["silos"]["north"]["gone"] is False
+    finally:
+        federation.start("agent-east")
+    federation.until(lambda: not said()["silos"]["east"]["gone"], "east is gone for ever")
+    go_on(federation, "gone")
+    completes_exactly(federation, run)
+
+
+def status(federation: Federation, experiment: str) -> dict[str, Any]:
+    """What `silobus status EXPERIMENT --json` says."""
+
+    async def read() -> dict[str, Any]:
+        standing = await Reader(DirectoryStore(federation.folder.store)).read(experiment)
+        assert standing is not None
+        return as_json(standing)
+
+    return asyncio.run(read())
 
 
 def signs_of_life(federation: Federation, silo: str, run: str) -> list[SiloHeartbeat]:

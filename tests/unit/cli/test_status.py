@@ -12,13 +12,16 @@ import pytest
 from rich.console import Console
 
 from messages import names
-from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat
+from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat, SiloHello
+from orchestrator.cli.awaiting import waiting_for
+from orchestrator.cli.keeping_up import stragglers
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.watch import Lines, view
-from orchestrator.cli.wording import as_json, phase_of, status_of, waiting_for
+from orchestrator.cli.wording import as_json, phase_of, status_of
 from orchestrator.documents import ExperimentDocument, Numbered, Presence
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.metrics import PooledMetric
+from orchestrator.experiment.pace import Pace, Taken
 from orchestrator.experiment.state import (
     Aggregating,
     Best,
@@ -112,12 +115,124 @@ def test_an_answer_is_a_sign_of_life() -> None:
 
 @pytest.mark.parametrize(
     ("now", "seen", "does"),
-    [(75, None, "training"), (76, None, "no sign of life for 46 s"), (90, 89, "no sign of life for 60 s")],
+    [
+        (75, None, "training"),
+        (76, None, "gone: no sign of life for 46 s, was training"),
+        (90, 89, "there, but no sign of life of this round for 60 s, was training"),
+    ],
 )
 def test_work_that_is_silent_is_not_said_to_go_on(now: float, seen: float | None, does: str) -> None:
     found = Standing("exp", training(), {}, {"east": beating("east", 30, seen=seen)}, at(now))
 
-    assert as_json(found)["silos"]["east"]["state"] == does
+    said = as_json(found)["silos"]["east"]
+    assert (said["state"], said["gone"], said["doing"]) == (does, does.startswith("gone"), "training")
+
+
+def test_a_silo_that_was_asked_and_never_heard_of_is_gone_too() -> None:
+    standing_at = [Standing("exp", training(), {}, {}, at(now)) for now in (45, 46)]
+    assert [as_json(s)["silos"]["east"]["state"] for s in standing_at] == ["asked", "gone: no sign of life for 46 s"]
+
+
+def test_how_long_a_silo_may_be_silent_is_three_of_its_own_heartbeats() -> None:
+    often = beating("east", 30)
+    rarely = often.model_copy(update={"heartbeats": {RUN: often.heartbeats[RUN].model_copy(update={"every": 60})}})
+
+    assert as_json(Standing("exp", training(), {}, {"east": rarely}, at(210)))["silos"]["east"]["gone"] is False
+    assert as_json(Standing("exp", training(), {}, {"east": rarely}, at(211)))["silos"]["east"]["gone"] is True
+
+
+def test_an_agent_that_is_there_is_told_from_its_training_that_stands_still() -> None:
+    alive = beating("east", 30)
+    sign = alive.heartbeats[RUN].model_copy(update={"stalled": True, "progress_age": 130.0})
+    found = Standing("exp", training(), {}, {"east": alive.model_copy(update={"heartbeats": {RUN: sign}})}, at(40))
+
+    said = as_json(found)["silos"]["east"]
+    assert (said["state"], said["gone"], said["stalled"]) == ("training without progress for 130 s", False, True)
+    assert "east: training without progress in round 1" in Lines().new(found)
+
+
+def test_a_new_agent_has_as_long_as_one_that_was_just_asked() -> None:
+    hello = SiloHello(instance="a" * 32, agent_version="1", policy="a" * 64, offers=[], at=T0)
+    restarted = beating("east", 30).model_copy(update={"hello": hello, "hello_at": at(70), "seen_at": at(70)})
+
+    assert as_json(Standing("exp", training(), {}, {"east": restarted}, at(90)))["silos"]["east"]["state"] == "asked"
+
+
+def test_watch_says_once_who_is_gone_and_what_is_waited_for_and_who_came_back() -> None:
+    lines, presence = (
+        Lines(),
+        {"east": beating("east", 30), "north": beating("north", 75), "south": beating("south", 75)},
+    )
+    heard = [lines.new(Standing("exp", training(), {}, presence, at(now))) for now in (70, 80, 82)]
+    back = {**presence, "east": beating("east", 90)}
+    heard += [lines.new(Standing("exp", training(), {}, back, at(95)))]
+
+    assert heard[0][1:] == heard[2] == []
+    assert heard[1] == [
+        "east: gone, last heard of at 2026-01-01 00:00:30 UTC, training, in round 1",
+        "waiting for updates from 3 of 3: east (gone since 00:00:30, 50 s ago, was training), north (training, 80 s), "
+        "south (training, 80 s) (has 0, needs 2); at the deadline, 2026-01-01 00:01:40 UTC, it closes with a quorum, "
+        "and is announced again without (1 times at most)",
+    ]
+    assert heard[3] == ["east: heard of again, at 2026-01-01 00:01:30 UTC"]
+
+
+def test_a_round_that_hears_of_nobody_asks_whether_an_orchestrator_works() -> None:
+    said = waiting_for(Standing("exp", training(), {}, {}, at(60)))
+    assert said is not None
+    assert "nobody is heard of: does an orchestrator work?" in said
+    assert "nobody" not in (waiting_for(Standing("exp", training(), {}, {"east": beating("east", 50)}, at(60))) or "")
+
+
+def test_of_many_silos_those_that_are_gone_are_named() -> None:
+    silos = tuple(f"s{n:03d}" for n in range(300))
+    state = training(silos=list(silos), enrolled=silos, offering=silos)
+    there = {silo: beating(silo, 50) for silo in silos[:-1]}
+
+    said = waiting_for(Standing("exp", state, {}, there, at(60)))
+
+    assert said is not None
+    assert "s299 (gone since 00:00:00, 60 s ago, nothing since it was asked), 288 more" in said
+    assert len(said) < 700
+
+
+def test_how_silos_keep_up_is_shown() -> None:
+    def taken(seconds: float) -> Taken:
+        return Taken(last=seconds, mean=seconds)
+
+    paces = {
+        "east": Pace(updates=3, updated=3, training=taken(1), answering=taken(2), bytes=3_000_000),
+        "north": Pace(updates=3, updated=3, training=taken(90), answering=taken(100), late=2, late_for=1),
+        "south": Pace(updates=1, missed=2, missed_since=2, training=taken(1), answering=taken(2)),
+    }
+    state = training().model_copy(update={"run": training().run.model_copy(update={"paces": paces})})
+
+    said = as_json(standing(state))["silos"]
+
+    assert {silo: row["straggler"] for silo, row in said.items()} == {
+        "east": None,
+        "north": "answers after 100 s, the others after 2 s",
+        "south": "the last 2 rounds it was asked for closed without it",
+    }
+    assert (said["north"]["late"], said["south"]["missed"], said["east"]["bytes"]) == (2, 2, 3_000_000)
+    assert said["north"]["answering_seconds"] == {"last": 100, "mean": 100}
+
+
+def test_a_few_seconds_more_make_no_straggler() -> None:
+    paces = {name: Pace(answering=Taken(last=s, mean=s)) for name, s in (("east", 1.0), ("north", 1.0), ("south", 9.0))}
+    assert stragglers(paces) == {}
+
+
+def test_the_words_of_a_run_say_paces_sample_and_who_takes_part_no_longer(silobus: Federation) -> None:
+    state = training(sample={"share": 0.5, "seed": 7}, quorum={"minimum": 1})
+    run_ = state.run.model_copy(update={"silos": ("east", "south"), "paces": {"north": Pace(late=4)}})
+    silobus.save("exp", state.model_copy(update={"run": run_}))
+
+    words = silobus("status", "exp").stdout
+
+    assert "sample       1 of 2 silos a round, seed 7" in words
+    assert "no longer" in words
+    assert re.search(r"north .* 4 ", words)
 
 
 def test_a_round_waits_for_those_who_have_not_answered() -> None:
@@ -128,11 +243,14 @@ def test_a_round_waits_for_those_who_have_not_answered() -> None:
 
     assert said["status"] == "running"
     assert said["phase"] == "collecting"
-    assert said["waiting_for"].startswith("updates from south (has 0, needs 2, until 2026-01-01 00:01:40 UTC)")
+    assert said["waiting_for"].startswith(
+        "updates from 1 of 3: south (gone since 00:00:00, 60 s ago, nothing since it was asked) (has 0, needs 2); "
+        "at the deadline, 2026-01-01 00:01:40 UTC, it closes with a quorum"
+    )
     assert {silo: row["state"] for silo, row in said["silos"].items()} == {
         "east": "failed: timeout",
         "north": "declined: budget-spent",
-        "south": "asked",
+        "south": "gone: no sign of life for 60 s",
     }
     assert (said["round"], said["rounds"]) == (1, 2)
 
@@ -142,7 +260,7 @@ def test_a_round_that_should_be_over_says_so(now: float, late: float | None) -> 
     said = as_json(Standing("exp", training(), {}, {}, at(now)))
 
     assert said["overdue"] == late
-    assert said["waiting_for"].endswith(" UTC)" if late is None else f" UTC; OVERDUE by {late} s)")
+    assert said["waiting_for"].endswith("at most)" if late is None else f"at most); OVERDUE by {late} s")
 
 
 def test_the_end_of_the_grace_counts_where_there_is_one() -> None:
@@ -266,8 +384,8 @@ def test_watch_ends_with_the_run_and_says_how(silobus: Federation) -> None:
 def test_each_line_is_said_once() -> None:
     lines = Lines()
 
-    first = lines.new(standing(training(2), record(1, loss=0.9)))
-    again = lines.new(standing(training(2), record(1, loss=0.9)))
+    begun = Standing("exp", training(2), {1: record(1, loss=0.9)}, {}, at(30))
+    first, again = lines.new(begun), lines.new(begun)
     then = lines.new(standing(ENDED, record(1, loss=0.9), record(2, loss=0.5)))
 
     assert [line.split(":")[0] for line in first] == [RUN]
@@ -340,5 +458,5 @@ def test_the_live_view_shows_silos_rounds_and_what_it_waits_for() -> None:
 
     text = screen.export_text()
     assert f"{RUN}  running  round 2 of 2" in text
-    assert "waiting for updates from east, north, south" in text
+    assert "waiting for updates from 3 of 3: east (gone since" in text
     assert re.search(r"1 +2 +2\.00 +0\.5", text)

@@ -1,0 +1,196 @@
+"""What an open round waits for, and who is still heard of. Nothing is read here.
+
+An agent that works on a round gives a sign of life every so often, and says how often (15 s unless its owner says
+otherwise). After three times as long without one it counts as gone, so by default after 45 s; one that was asked and
+never gave a sign, after as long since it was asked. An agent whose trainer makes no progress says so itself: it is
+there, and stalled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, assert_never
+
+from messages.schemas import Purpose
+from orchestrator import presence as attendance
+from orchestrator.cli.standing import Standing
+from orchestrator.experiment.announcing import awaited
+from orchestrator.experiment.state import Aggregating, Collecting, Declined, Ended, Failed, Paused, Tombstone, Updated
+
+EVERY: Final = 15.0
+"""Seconds between two heartbeats of an agent that never said how often it sends them."""
+
+SIGNS: Final = 3
+"""Heartbeats that may be missing."""
+
+LATE: Final = 15.0
+"""Seconds after its deadline in which a round may still be closed."""
+
+NAMED: Final = 12
+"""Silos that are named where a round waits for more; those that are gone first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What was heard of a silo that owes the open round an answer."""
+
+    doing: str | None
+    """In this round, when last heard of; None: nothing was heard since it was asked."""
+    heard_at: datetime
+    """When that was; else when it was asked, or a new agent of its said hello."""
+    silent: float
+    """Seconds since."""
+    quiet: bool
+    """Whether that is too long."""
+    gone: bool
+    """Whether nothing at all was heard of the agent for too long: not of this round, and of nothing else."""
+    stalled: float | None
+    """Seconds without progress, if it said that these are too many."""
+    seconds: float
+    """Since it was asked."""
+
+    @property
+    def words(self) -> str:
+        """What it does, as far as is known."""
+        if self.quiet:
+            was = f", was {self.doing}" if self.doing else ""
+            what = "gone: no sign of life" if self.gone else "there, but no sign of life of this round"
+            return f"{what} for {self.silent:.0f} s{was}"
+        if self.stalled is not None:
+            return f"{self.doing} without progress for {self.stalled:.0f} s"
+        return self.doing or "asked"
+
+
+def life_of(standing: Standing, state: Collecting, silo: str) -> Life:
+    """What was heard of a silo that owes the open round an answer."""
+    presence = standing.presence.get(silo)
+    beat = presence.heartbeats.get(state.run.id) if presence else None
+    if beat is not None and beat.round != state.round:
+        beat = None
+    asked_at = state.announced_at or state.opened_at
+    heard_at, every = asked_at, EVERY
+    if presence is not None:
+        if presence.hello is not None and presence.hello_at is not None:
+            heard_at, every = max(heard_at, presence.hello_at), presence.hello.heartbeat
+        if beat is not None:
+            beat_at = presence.heartbeats_at.get(state.run.id, presence.seen_at)
+            hello_at = presence.hello_at
+            if hello_at is not None and hello_at > beat_at:
+                beat = None  # that was another agent, which this one has replaced
+            else:
+                heard_at, every = beat_at, beat.every
+    longest = SIGNS * max(every, attendance.EVERY)
+    silent = max(0.0, (standing.read_at - heard_at).total_seconds())
+    seen_at = max(heard_at, presence.seen_at) if presence else heard_at
+    return Life(
+        doing=beat.doing if beat else None,
+        heard_at=heard_at,
+        silent=silent,
+        quiet=silent > longest,
+        gone=(standing.read_at - seen_at).total_seconds() > longest,
+        stalled=beat.progress_age if beat is not None and beat.stalled else None,
+        seconds=max(0.0, (standing.read_at - asked_at).total_seconds()),
+    )
+
+
+def life(standing: Standing, silo: str) -> dict[str, Any]:
+    """The same for scripts: null where nothing is waited for."""
+    state = standing.state
+    if not isinstance(state, Collecting) or silo not in awaited(state):
+        return {"gone": None, "silent_for": None, "doing": None, "stalled": None}
+    found = life_of(standing, state, silo)
+    return {
+        "gone": found.gone,
+        "silent_for": round(found.silent, 3),
+        "doing": found.doing,
+        "stalled": found.stalled is not None,
+    }
+
+
+def in_open_round(standing: Standing, state: Collecting, silo: str) -> str:
+    """What a silo does, or has done, in the open round."""
+    match state.answers.get(silo):
+        case Updated():
+            return "updated"
+        case Declined(reason=reason):
+            return f"declined: {reason}"
+        case Failed(reason=reason) if silo not in awaited(state):
+            return f"failed: {reason}"
+        case _ if silo in awaited(state):
+            return life_of(standing, state, silo).words
+        case _:
+            return "not asked"
+
+
+def waiting_for(standing: Standing) -> str | None:
+    """What has to happen next, in words; None when it is over."""
+    match standing.state:
+        case Collecting() as state:
+            return f"{_who(standing, state)}; {_what_then(state)}{_late(standing)}"
+        case Aggregating() as state:
+            return f"the sum of {len(state.closed.updates)} updates"
+        case Paused(because=because):
+            return f"silos that offer the task. {because}" if because else "resume-experiment"
+        case Ended() | Tombstone():
+            return None
+        case _:
+            assert_never(standing.state)
+
+
+def overdue(standing: Standing) -> float | None:
+    """Seconds since the open round should have closed or been announced again, once they are more than a delay.
+
+    Then no orchestrator works, or the message that was to wake it is lost.
+    """
+    if not isinstance(standing.state, Collecting):
+        return None
+    until = standing.state.grace_until or standing.state.deadline
+    late = (standing.read_at - until).total_seconds()
+    return late if late > LATE else None
+
+
+def _late(standing: Standing) -> str:
+    late = overdue(standing)
+    return f"; OVERDUE by {late:.0f} s" if late else ""
+
+
+def _who(standing: Standing, state: Collecting) -> str:
+    what = {Purpose.INITIALISE: "initial weights", Purpose.EVALUATE: "metrics"}.get(state.purpose, "updates")
+    have = sum(isinstance(answer, Updated) for answer in state.answers.values())
+    count = f"has {have}, needs {state.quorum}"
+    open_silos = awaited(state)
+    if not open_silos:
+        return f"the deadline ({count})"
+    lives = {silo: life_of(standing, state, silo) for silo in open_silos}
+    gone = [silo for silo in open_silos if lives[silo].gone]
+    shown = [*gone, *(silo for silo in open_silos if silo not in gone)][:NAMED]
+    words = [f"{silo} ({_briefly(lives[silo])})" for silo in open_silos if silo in shown]
+    if more := len(open_silos) - len(shown):
+        words.append(f"{more} more")
+    nobody = "; nobody is heard of: does an orchestrator work?" if len(gone) == len(open_silos) > 1 else ""
+    return f"{what} from {len(open_silos)} of {len(state.asked)}: {', '.join(words)} ({count}){nobody}"
+
+
+def _briefly(found: Life) -> str:
+    if not found.gone:
+        return f"{found.words}, {found.seconds:.0f} s"
+    was = f", was {found.doing}" if found.doing else ", nothing since it was asked"
+    return f"gone since {found.heard_at:%H:%M:%S}, {found.silent:.0f} s ago{was}"
+
+
+def _what_then(state: Collecting) -> str:
+    quorum = state.run.request.quorum
+    if state.grace_until is not None:
+        return f"closes at the end of the grace, {state.grace_until:%Y-%m-%d %H:%M:%S} UTC"
+    deadline = f"at the deadline, {state.deadline:%Y-%m-%d %H:%M:%S} UTC"
+    match state.purpose:
+        case Purpose.INITIALISE:
+            return f"{deadline}, another silo is asked, or the same again"
+        case Purpose.EVALUATE:
+            return f"closes {deadline}"
+        case Purpose.TRAIN if state.reminded >= quorum.reminders:
+            return f"{deadline}, it closes with a quorum, and fails without"
+        case Purpose.TRAIN:
+            left = quorum.reminders - state.reminded
+            return f"{deadline}, it closes with a quorum, and is announced again without ({left} times at most)"
