@@ -78,10 +78,11 @@ class Agent:
         """Returns when the message needs no more work here."""
         await self._stop_if_homeless()
         message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
-        if isinstance(message, RoundClosed):
-            await self._close(message)
-        elif not await self._take_part(message):
-            raise Duplicate("the round was being worked on")
+        with self._silo.waiting_for_room():
+            if isinstance(message, RoundClosed):
+                await self._close(message)
+            elif not await self._take_part(message):
+                raise Duplicate("the round was being worked on")
 
     async def _take_part(self, announced: RoundAnnounced) -> bool:
         """Works on the round until it has ended here; False: joined work that was going on."""
@@ -108,16 +109,21 @@ class Agent:
             return
         reason = DeclineReason.AGENT_FAULT if poison.reason == "bug" else DeclineReason.MESSAGE_INVALID
         run, number = about
-        await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
+        with self._silo.waiting_for_room():
+            await self._silo.voice.say(RoundDeclined(run=run, round=number, reason=reason), run=run)
 
     async def _work(self, work: RoundWork) -> None:
         try:
-            await work.run()
+            with self._silo.waiting_for_room():
+                await work.run()
+        except Transient:
+            raise
         except Exception as bug:  # noqa: BLE001  # whatever it is, its text may tell what must not leave
             await self._stop_if_homeless()
             name = f"{self._silo.clock.now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
             story = "".join(traceback.format_exception(bug))
-            await asyncio.to_thread(self._silo.home.write_fault, name, story)
+            with self._silo.waiting_for_room():
+                await asyncio.to_thread(self._silo.home.write_fault, name, story)
             kind, (run, number, _) = type(bug).__name__, work.about
             _log.error("agent.fault", run=run, round=number, error=kind, look=f"faults/{name}.txt")
             raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from messages.errors import Forbidden, NotFound, Transient
+from messages.errors import Forbidden, NotFound, Transient, says_full
 from messages.log import EventLog
 from messages.ports import Clock, Store
 from messages.retry import Waits, retry_transient
@@ -49,6 +50,17 @@ class Silo:
         """Who may train: so many rounds of a task at once."""
         return self._turns.setdefault(task, asyncio.Semaphore(self.policy.tasks[task].at_once))
 
+    @contextlib.contextmanager
+    def waiting_for_room(self) -> Iterator[None]:
+        """A full disk is a dependency that is away. Raises Transient instead: whoever asked tries again."""
+        try:
+            yield
+        except OSError as error:
+            if not says_full(error):
+                raise
+            _log.error("home.full", silo=self.name, next="make room where the silo's home is; what waits then goes on")
+            raise Transient("the disk with the silo's home is full") from None
+
     async def patiently(self, operation: Callable[[], Awaitable[T]], *, missing: str | None = None) -> T:
         """What `operation` returns, however long a dependency is down or refuses us.
 
@@ -58,7 +70,8 @@ class Silo:
 
         async def attempt() -> T:
             try:
-                return await operation()
+                with self.waiting_for_room():
+                    return await operation()
             except Forbidden as refusal:
                 _log.error("agent.forbidden", silo=self.name, next="silobus-agent check says which right is missing")
                 raise Transient("a right is missing") from refusal

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -405,3 +406,32 @@ def free_locks(world: World) -> None:
     for message in list(queue.messages):
         if message.locked_until is not None:
             world.broker._unlock(queue, message)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["budget.charge", "egress.append", "state.commit", "home.forget_ended"])
+async def test_a_full_disk_is_waited_for_and_costs_no_round(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    """Twice there is no room; nothing is declined, and no word of where the home is gets into the log."""
+    full = iter([OSError(errno.ENOSPC, "No space left on device", str(world.path))] * 2)
+
+    async with world.agent() as agent:
+        part, method = what.split(".")
+        owner = type(getattr(agent.silo, part))
+        original = getattr(owner, method)
+
+        def without_room(*arguments: Any, **named: Any) -> Any:
+            for error in full:
+                raise error
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, method, without_room)
+        await world.announce(1)
+        assert (await world.hear())["kind"] == "update-published"
+        await world.settled()
+    assert world.committed() == {"00001": "1"}
+    assert next(full, None) is None
+    assert not list(world.home.glob("faults/*"))
