@@ -45,7 +45,6 @@ ROLES: Final = {
     "writer": AzureRole("Silobus Blob Writer"),
     "remover": AzureRole("Silobus Blob Remover"),
     "creator": AzureRole("Silobus Blob Creator"),
-    "dropper": AzureRole("Silobus Blob Dropper"),
 }
 OF_RIGHT: Final = {Right.SEND: "sender", Right.LISTEN: "receiver"}
 OF_VERBS: Final = {
@@ -55,7 +54,7 @@ OF_VERBS: Final = {
     frozenset({Verb.READ, Verb.LIST, Verb.CREATE, Verb.WRITE, Verb.DELETE}): "keeper",
     frozenset({Verb.READ, Verb.LIST, Verb.DELETE}): "remover",
     frozenset({Verb.READ, Verb.LIST, Verb.CREATE}): "creator",
-    frozenset({Verb.CREATE}): "dropper",
+    frozenset({Verb.READ, Verb.CREATE}): "creator",
 }
 """The narrowest role that holds these verbs. Azure has one right for reading and listing."""
 

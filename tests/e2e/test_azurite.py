@@ -253,7 +253,7 @@ def test_an_experiment_over_blobs_makes_the_very_weights(
     assert all((tensor == ROUNDS * 3.0).all() for tensor in read_tensors(model).values())
 
 
-def test_initial_weights_are_uploaded_with_the_right_to_create_alone(federation: Federation, tmp_path: Path) -> None:
+def test_an_operator_uploads_initial_weights_with_an_operators_rights(federation: Federation, tmp_path: Path) -> None:
     (tmp_path / "after.yaml").write_text("{kind: start-experiment, experiment: after, task: add, rounds: 1}")
     done = command.run(
         "start", tmp_path / "after.yaml", "--init", TRAINERS / "add.py", "--config", federation.folder.operator

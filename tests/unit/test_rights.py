@@ -84,7 +84,7 @@ def test_only_the_orchestrator_writes_state_and_weights_of_rounds() -> None:
         assert [p.name for p in EVERYBODY if {Verb.CREATE, Verb.WRITE} & p.containers.get(container, frozenset())] == [
             ORCHESTRATOR
         ]
-    assert the(OPERATOR).containers[names.INITIAL] == {Verb.CREATE}
+    assert the(OPERATOR).containers[names.INITIAL] == {Verb.READ, Verb.CREATE}
 
 
 def test_every_row_says_why() -> None:

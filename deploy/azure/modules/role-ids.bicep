@@ -8,5 +8,4 @@ output ids object = {
   remover: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', guid(resourceGroup().id, 'silobus', 'remover'))
   writer: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', guid(resourceGroup().id, 'silobus', 'writer'))
   creator: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', guid(resourceGroup().id, 'silobus', 'creator'))
-  dropper: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', guid(resourceGroup().id, 'silobus', 'dropper'))
 }

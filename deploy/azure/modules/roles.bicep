@@ -34,12 +34,6 @@ var roles = [
     description: 'Reads and lists blobs, and creates new ones.'
     dataActions: concat(['${blobs}/read'], create)
   }
-  {
-    key: 'dropper'
-    called: 'Silobus Blob Dropper'
-    description: 'Creates new blobs, and reads none.'
-    dataActions: create
-  }
 ]
 
 resource definitions 'Microsoft.Authorization/roleDefinitions@2022-04-01' = [
