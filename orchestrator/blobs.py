@@ -66,27 +66,38 @@ class Weights:
         return Verified(scan.norm, reader.etag)
 
     async def aggregate(self, state: Aggregating) -> Payload:
-        """Puts the frozen set's sum in place. The first model is taken as it is: there is one update, and no base."""
+        """Puts the frozen set's sum in place."""
         run, closed = state.run, state.closed
-        async with self._as_poison(f"Round {closed.round} of {run.id}", run.id, closed.round):
-            if closed.purpose is Purpose.INITIALISE:
-                (update,) = closed.updates
-                payload = _given(update.payload)
-                name = names.weights_blob(run.id, closed.round, payload.sha256)
-                return await self._copy(names.updates_of(update.silo), name, run.id, closed.round, payload.sha256)
-            request = run.request.strategy
-            async with self.scratch.directory() as directory:
-                target = directory / "global.safetensors"
-                async with self._summing:
-                    scan = await aggregate(
-                        self._store,
-                        strategy_named(request.name, request.options),
-                        base=_base(state),
-                        contributions=_contributions(state),
-                        target=target,
-                        memory_budget=self._memory_budget,
-                    )
-                return await self._put(run.id, closed.round, target, scan)
+        what = f"Round {closed.round} of {run.id}"
+        async with self._as_poison(what, run.id, closed.round), self.scratch.directory() as directory:
+            target = directory / "global.safetensors"
+            scan = await self.summed(state, target)
+            return await self._put(run.id, closed.round, target, scan)
+
+    async def summed(self, state: Aggregating, target: Path) -> Scan:
+        """Writes the frozen set's sum to the new file `target`, and nothing to the store.
+
+        The first model is taken as it is: there is one update, and no base. Raises InvalidWeights, NotFound, Conflict.
+        """
+        run, closed = state.run, state.closed
+        if closed.purpose is Purpose.INITIALISE:
+            (update,) = closed.updates
+            payload = _given(update.payload)
+            name = names.weights_blob(run.id, closed.round, payload.sha256)
+            await self._store.fetch(names.updates_of(update.silo), name, target)
+            scan = await asyncio.to_thread(scan_file, target)
+            verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=None)
+            return scan
+        request = run.request.strategy
+        async with self._summing:
+            return await aggregate(
+                self._store,
+                strategy_named(request.name, request.options),
+                base=_base(state),
+                contributions=_contributions(state),
+                target=target,
+                memory_budget=self._memory_budget,
+            )
 
     async def place_initial(
         self, run: str, initial: FromExperiment | FromDigest, share: Sequence[str], documents: Documents

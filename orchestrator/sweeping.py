@@ -73,7 +73,7 @@ class Sweeper:
         if said.held_at is not None or state is None:
             raise Stale(f"{run} is held")
         complete = is_complete(state, said, self._settings, self._clock.now())
-        silos = [*state.run.silos, *(self._silos if complete else ())]
+        silos = [*state.run.silos, *state.run.paces, *(self._silos if complete else ())]  # those that left, too
         if complete:
             await self._empty(said, f"{run}/", names.GLOBAL, *map(names.updates_of, silos))
         else:

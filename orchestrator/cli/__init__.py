@@ -12,7 +12,7 @@ from typing import Annotated
 try:  # most of a command's first moments go into these, and Ctrl-C may come then as well
     import typer
 
-    from orchestrator.cli import dead_letters, demo, experiments, maintenance, queues, status, up, watch
+    from orchestrator.cli import dead_letters, demo, experiments, hold, maintenance, queues, replay, status, up, watch
 except KeyboardInterrupt:
     sys.stderr.write("Stopped.\n")
     raise SystemExit(130) from None
@@ -35,6 +35,9 @@ for function in (
     experiments.cancel,
     experiments.pause,
     experiments.resume,
+    hold.hold,
+    hold.release,
+    replay.replay,
     maintenance.orchestrator,
     maintenance.reconcile,
     maintenance.schema,

@@ -42,6 +42,13 @@ def _name(value: str | None) -> str | None:
     return value
 
 
+def run_id(value: str | None) -> str | None:
+    """A run's id as it must be, or None. Raises BadParameter."""
+    if value is not None and not re.fullmatch(names.RUN_PATTERN, value):
+        raise typer.BadParameter(f"{value!r} is no run; `silobus status EXPERIMENT` shows it, as bc-1_0123abcd.")
+    return value
+
+
 Experiment = Annotated[str, typer.Argument(callback=_name, help="The experiment's name.")]
 AnyExperiment = Annotated[str | None, typer.Argument(callback=_name, help="Only this one, in detail.")]
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from messages import names
 from messages.ports import Store
 from orchestrator.cli.terminal import Complaint
-from orchestrator.documents import Presence
+from orchestrator.documents import Presence, Retained
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.state import (
     Aggregating,
@@ -40,6 +40,7 @@ class Standing:
     state: Collecting | Aggregating | Paused | Ended | Tombstone
     records: Mapping[int, RoundRecord]
     presence: Mapping[str, Presence]
+    retained: Retained | None = None
     """What retention deleted of the run, and whether it is held; None: neither was ever so."""
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -85,7 +86,8 @@ class Reader:
             if isinstance(numbered.effect, RecordRound) and numbered.effect.record.run == state.run.id:
                 records[numbered.effect.record.round] = numbered.effect.record
         silos = Standing(experiment, state, {}, {}).silos
-        return Standing(experiment, state, dict(sorted(records.items())), await self.presence(silos))
+        presence, (retained, etag) = await self.presence(silos), await self._documents.retained(state.run.id)
+        return Standing(experiment, state, dict(sorted(records.items())), presence, retained if etag else None)
 
     async def experiments(self) -> list[str]:
         """Every name that was ever used."""

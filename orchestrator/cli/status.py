@@ -15,6 +15,7 @@ from messages.ports import Store
 from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
+from orchestrator.cli.kept import kept
 from orchestrator.cli.standing import Reader, Standing
 from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
 from orchestrator.cli.wording import (
@@ -147,6 +148,8 @@ def _detail(standing: Standing) -> None:
         say(f"waiting for  {waits}")
     if run.seed is not None:
         say(f"sample       {run.request.asked(len(run.silos))} of {len(run.silos)} silos a round, seed {run.seed}")
+    if found_kept := kept(standing.retained):
+        say(f"kept         {found_kept}")
     for name, value in latest_metrics(standing).items():
         say(f"{name:<12} {shown(value)}")
     for name, found in models(run).items():

@@ -10,6 +10,7 @@ from typing import Any, assert_never
 
 from messages import names
 from messages.schemas import Purpose
+from orchestrator.cli import kept
 from orchestrator.cli.awaiting import in_open_round, life, overdue, waiting_for
 from orchestrator.cli.keeping_up import numbers, stragglers
 from orchestrator.cli.standing import Standing
@@ -195,6 +196,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "silos": {silo: _silo(standing, silo) for silo in standing.silos},
         "metrics": latest_metrics(standing),
         "models": models(run),
+        "retention": kept.as_json(standing.retained),
         "history": history(standing),
     }
 
