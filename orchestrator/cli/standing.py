@@ -40,9 +40,9 @@ class Standing:
     state: Collecting | Aggregating | Paused | Ended | Tombstone
     records: Mapping[int, RoundRecord]
     presence: Mapping[str, Presence]
+    read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     retained: Retained | None = None
     """What retention deleted of the run, and whether it is held; None: neither was ever so."""
-    read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def run(self) -> Run | None:
@@ -87,7 +87,8 @@ class Reader:
                 records[numbered.effect.record.round] = numbered.effect.record
         silos = Standing(experiment, state, {}, {}).silos
         presence, (retained, etag) = await self.presence(silos), await self._documents.retained(state.run.id)
-        return Standing(experiment, state, dict(sorted(records.items())), presence, retained if etag else None)
+        records = dict(sorted(records.items()))
+        return Standing(experiment, state, records, presence, retained=retained if etag else None)
 
     async def experiments(self) -> list[str]:
         """Every name that was ever used."""
