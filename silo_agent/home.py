@@ -188,7 +188,10 @@ class Home:
 
     def rounds(self) -> list[tuple[str, int, RoundDirectory]]:
         """Every round that is still there, by run and number."""
-        found = sorted((self.path / "rounds").glob("*/[0-9]*"))
+        found = []
+        for run in sorted((self.path / "rounds").iterdir()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # cleared away since, or none of ours
+                found += [path for path in sorted(run.iterdir()) if path.name.isdecimal()]
         return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]
 
     def forget_ended(self, keep: int) -> None:

@@ -1,6 +1,7 @@
 """The silo's directory: one agent at a time, and old rounds make room."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,23 @@ def test_rounds_that_end_at_the_same_time_forget_each_others_directories(
     shutil.rmtree(home.round(RUN, 1).path)
     home.forget_ended(1)
     assert sorted(path.name for path in (home.path / "rounds" / RUN).iterdir()) == ["00003"]
+
+
+def test_rounds_are_listed_while_that_of_another_run_is_cleared_away(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.take()
+    made(home.round(RUN, 1), ended=True)
+    made(home.round(OTHER, 1), ended=True)
+    original = Path.iterdir
+
+    def cleared_away(path: Path) -> Iterator[Path]:
+        if path.name == RUN:
+            shutil.rmtree(path)
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", cleared_away)
+    assert [(run, number) for run, number, _ in home.rounds()] == [(OTHER, 1)]
 
 
 def test_a_rounds_directory_is_made_while_that_of_its_run_is_cleared_away(
