@@ -37,9 +37,9 @@ for function in (
     experiments.resume,
     hold.hold,
     hold.release,
-    replay.replay,
     maintenance.orchestrator,
     maintenance.reconcile,
+    replay.replay,
     maintenance.schema,
 ):
     app.command()(function)
