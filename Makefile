@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
 TOOLS := dist/tools
 
-.PHONY: help demo test check guards lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite install clean
+.PHONY: help demo test check guards crash-points lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
@@ -33,6 +33,10 @@ check: lint      ## Every check and the quick tests, for while you work
 
 guards: $(STAMP) ## Removes each guard in a copy and sees its test fail (a quarter of an hour)
 	$(BIN)/python -m tests.guards -n $(WORKERS)
+
+crash-points: $(STAMP) ## Every crash point of a small run, and every pair of deaths in a smaller one (half an hour)
+	$(BIN)/python -m tests.crash_points
+	$(BIN)/python -m tests.crash_points --pairs
 
 lint: $(STAMP)   ## Format, lint, types and architecture
 	$(BIN)/ruff format --check $(CODE)

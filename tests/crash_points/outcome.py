@@ -1,0 +1,208 @@
+"""What a run has come to. Two runs in which everything was done right have equal outcomes, whatever went wrong in them.
+
+Left out is only what may differ: times, how often a round was announced, how often something was said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load
+
+from messages import names
+from messages.schemas import Head
+from orchestrator.experiment.state import Ended, RoundRecord
+from silo_agent import egress
+from tests.crash_points.federation import EXPERIMENT, Federation, Shape
+from tests.scenario.machine_invariants import assert_follows, head_order
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a silo has at home when all is over."""
+
+    count: dict[str, str]
+    """The trainer's own count of commits, by the round that committed it; the last two are kept."""
+    charged: list[str]
+    """Rounds charged to the budget and not given back."""
+    charged_twice: list[str]
+    egress: str | None
+    """What is wrong with the log of what left."""
+    unlogged: int
+    """Messages that were sent and are not in it."""
+    updates: list[str]
+    """The silo's blobs in the exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run has come to."""
+
+    problem: str | None
+    """It never ended, and where it stood."""
+    rounds: list[dict[str, Any]]
+    """Every record: purpose, outcome, who updated with how many samples, pooled metrics, weights and their digest."""
+    weights: list[str]
+    """Every blob of global weights."""
+    documents: list[str]
+    head: str
+    ended: str
+    silos: dict[str, Kept]
+    dead_letters: list[str]
+    left: list[str]
+    errors: list[str]
+    history: str | None
+    """The first two stored versions of the state, or of the head, of which one may not follow the other."""
+
+    def wrong(self, shape: Shape) -> list[str]:
+        """What is not as arithmetic says: models, updates, pooled counts and commits of every round."""
+        facts = {
+            "problem": (self.problem, None),
+            "rounds": ([_told(r) for r in self.rounds], list(_due(shape))),
+            "commits": ({silo: _commits(kept) for silo, kept in self.silos.items()}, _due_commits(shape)),
+            "dead letters": (self.dead_letters, []),
+            "errors": (self.errors, []),
+            "history": (self.history, None),
+        }
+        return [f"{what}: {found!r} and not {due!r}" for what, (found, due) in facts.items() if found != due]
+
+    def differences(self, other: Outcome) -> list[str]:
+        """What is not as in `other`, in words."""
+        return list(_differences("", asdict(self), asdict(other)))
+
+
+Told = tuple[str, list[str], int, float | None, float | None]
+"""Purpose, silos of the updates, scores in the pooled histogram, and the model's two numbers."""
+
+
+def _told(record: dict[str, Any]) -> Told:
+    scores = sum(count for name, _, count, _, _ in record["metrics"] if name == "auroc")
+    numbers = record["numbers"] or {"w": [None], "n": [None]}
+    silos = [silo for silo, *_ in record["updates"]]
+    return record["purpose"], silos, scores, numbers["w"][0], numbers["n"][0]
+
+
+def _due(shape: Shape) -> Iterator[Told]:
+    """What every round must come to. One silo initialises: the first."""
+    members = shape.silos
+    silos, scores = list(members), 8 * len(members)
+    w, commits = 1.0, dict.fromkeys(silos, 0)
+    if not shape.initial:
+        w, commits[silos[0]] = members[silos[0]].constant, 1
+        yield "initialise", silos[:1], 0, w, 0.0
+    samples = sum(member.samples for member in members.values())
+    for _ in range(shape.rounds):
+        w += sum(member.constant * member.samples for member in members.values()) / samples
+        n = sum(commits[silo] * member.samples for silo, member in members.items()) / samples
+        commits = {silo: count + 1 for silo, count in commits.items()}
+        yield "train", silos, scores, w, n
+    yield "evaluate", silos, scores, None, None
+
+
+def _commits(kept: Kept) -> int:
+    return max(map(int, kept.count.values()), default=0)
+
+
+def _due_commits(shape: Shape) -> dict[str, int]:
+    """One per round that a silo published in."""
+    return {silo: sum(silo in told[1] for told in _due(shape)) for silo in shape.silos}
+
+
+def _differences(where: str, mine: Any, its: Any) -> Iterator[str]:
+    if isinstance(mine, dict) and isinstance(its, dict) and mine.keys() == its.keys():
+        for key in mine:
+            yield from _differences(f"{where}.{key}" if where else str(key), mine[key], its[key])
+    elif mine != its:
+        yield f"{where}: {mine!r} and not {its!r}"
+
+
+def outcome_of(federation: Federation, problem: str | None, bugs: list[str]) -> Outcome:
+    """What there is to be seen when a run is over."""
+    store, run = federation.store, federation.run
+    blobs = store.blobs
+    records = [
+        RoundRecord.model_validate_json(blob.data)
+        for (container, name), blob in sorted(blobs.items())
+        if container == names.STATE and name.startswith("rounds/")
+    ]
+    head = blobs.get((names.GLOBAL, names.head_blob(run))) if run else None
+    state = store.history[-1][1].state if store.history else None
+    return Outcome(
+        problem=problem,
+        rounds=[_round(federation, record) for record in records],
+        weights=[name for container, name in sorted(blobs) if container == names.GLOBAL and "/head" not in name],
+        documents=[name for container, name in sorted(blobs) if container == names.STATE],
+        head=_head(Head.model_validate_json(head.data)) if head else "none",
+        ended=f"{state.outcome} after {state.round}" if isinstance(state, Ended) else "not",
+        silos={silo: _kept(federation, silo) for silo in federation.shape.silos},
+        dead_letters=federation.dead_letters(),
+        left=federation.left(),
+        errors=[*federation.errors, *bugs],
+        history=_history(federation),
+    )
+
+
+def _round(federation: Federation, record: RoundRecord) -> dict[str, Any]:
+    made = record.model and names.weights_blob(record.run, record.round, record.model.sha256)
+    blob = federation.store.blobs.get((names.GLOBAL, made)) if made else None
+    return {
+        "round": record.round,
+        "purpose": str(record.purpose),
+        "outcome": str(record.outcome),
+        "others": dict(record.others),
+        "updates": [(u.silo, u.samples, u.steps, u.payload.sha256 if u.payload else None) for u in record.updates],
+        "metrics": [(m.name, m.phase, m.count, m.silos, m.number) for m in record.metrics],
+        "weights": record.model.sha256 if record.model else None,
+        "numbers": {name: tensor.tolist() for name, tensor in load(blob.data).items()} if blob else None,
+    }
+
+
+def _head(head: Head) -> str:
+    return f"{head.phase} in {head.round}"
+
+
+def _kept(federation: Federation, silo: str) -> Kept:
+    home = federation.home(silo)
+    ledger = _lines(home / "budget.jsonl")
+    charges: dict[str, int] = {}
+    twice = []
+    for line in ledger:
+        key = f"{line['run']}/{line['round']}"
+        charges[key] = charges.get(key, 0) + (1 if line["charged"] else -1)
+        if charges[key] > 1:
+            twice.append(key)
+    log = home / "egress.jsonl"
+    logged = {line["sha256"] for line in _lines(log)}
+    blobs = federation.store.blobs
+    return Kept(
+        count={path.parent.name: path.read_text() for path in sorted((home / "state").glob("*/*/count"))},
+        charged=sorted(key for key, times in charges.items() if times),
+        charged_twice=twice,
+        egress=egress.verify(log),
+        unlogged=sum(hashlib.sha256(body).hexdigest() not in logged for body in federation.said[silo]),
+        updates=[name for container, name in sorted(blobs) if container == names.updates_of(silo)],
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole]
+
+
+def _history(federation: Federation) -> str | None:
+    """What no event may do to the state, and nobody to the head."""
+    for (_, before), (at, after) in itertools.pairwise(federation.store.history):
+        try:
+            assert_follows(before, after, at)
+        except AssertionError as error:
+            return f"version {after.sequence} of {EXPERIMENT} does not follow {before.sequence}: {error}"
+    for one, other in itertools.pairwise(federation.store.heads):
+        if head_order(one) >= head_order(other):
+            return f"the head went from {_head(one)} to {_head(other)}"
+    return None

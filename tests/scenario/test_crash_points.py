@@ -1,0 +1,81 @@
+"""A share of all crash points; `make crash-points` tries every one, and every pair in a small run."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash_points.federation import SHAPES
+from tests.crash_points.points import Kind, Point, parse
+from tests.crash_points.survey import (
+    Finding,
+    examined,
+    points_of,
+    share_of_pairs,
+    singles,
+    tried,
+    undisturbed,
+)
+
+
+def assert_equal(findings: list[Finding]) -> None:
+    different = [finding for finding in findings if finding.differences]
+    assert not different, "\n".join(f"{f.again}\n  at {f.at}: {f.differences}" for f in different)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_undisturbed_a_run_is_the_same_each_time(shape: str) -> None:
+    one, other = undisturbed(shape), tried(shape)
+    assert one.outcome == other.outcome
+    assert one.plan.made == other.plan.made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_undisturbed_a_run_comes_to_what_arithmetic_says(shape: str) -> None:
+    assert_equal([examined(shape, ())])
+
+
+def test_the_weights_are_exactly_what_they_must_be() -> None:
+    """Two silos add 2 and 6, with 30 and 10 samples; `n` is how many rounds each had committed, averaged likewise."""
+    rounds = undisturbed("run").outcome.rounds
+    assert [r["numbers"] and (r["numbers"]["w"], r["numbers"]["n"]) for r in rounds] == [
+        ([2.0] * 3, [0.0]),
+        ([5.0] * 3, [0.75]),
+        ([8.0] * 3, [1.75]),
+        None,
+    ]
+
+
+def test_every_call_that_leaves_a_process_is_a_point() -> None:
+    plan = undisturbed("run").plan
+    assert plan.made.keys() == {"ORCH", "NORTH", "SOUTH"}
+    away = {call.what.split()[0] for calls in plan.made.values() for call in calls if call.away}
+    files = {call.what.split()[0] for calls in plan.made.values() for call in calls if not call.away}
+    assert away >= {"send", "receive", "complete", "read", "write", "create", "open", "fetch", "list"}
+    assert files >= {"open", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "chmod", "unlink"}
+    points = points_of(plan)
+    assert {point.kind for point in points.run} == set(Kind) - {Kind.AFTER}
+    assert points.count > 2500
+
+
+def test_a_death_after_an_answer_is_one_before_the_next_call() -> None:
+    """The reason for which `crash-after` is not run a second time."""
+    call = undisturbed("small").plan.made["ORCH"][16]
+    assert call.answered
+    assert call.followed_by
+    after = tried("small", [Point("ORCH", 17, Kind.AFTER)])
+    before = tried("small", [Point("ORCH", call.followed_by, Kind.BEFORE)])
+    assert after.plan.made == before.plan.made
+
+
+@pytest.mark.parametrize(("shape", "count"), [("run", 16), ("two", 12)])
+def test_whichever_call_goes_wrong_the_run_comes_to_the_same(shape: str, count: int) -> None:
+    assert_equal([examined(shape, points) for points in singles(shape, count)])
+
+
+def test_whichever_two_calls_a_process_dies_at_the_run_comes_to_the_same() -> None:
+    assert_equal(share_of_pairs("small", 10, seed=1))
+
+
+def test_a_point_that_is_never_come_to_is_told() -> None:
+    finding = examined("small", parse("ORCH:9999:crash-before"))
+    assert finding.differences == ["never came to ORCH:9999:crash-before"]
