@@ -6,7 +6,7 @@ Here bad bytes become an error that a person can act on.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -20,6 +20,7 @@ from messages.experiments import (
     StartExperiment,
 )
 from messages.explain import explain, short
+from messages.fields import SCHEMA_VERSION
 from messages.schemas import (
     AggregateRound,
     DeadlinePassed,
@@ -45,14 +46,25 @@ FromSilo = SiloHello | UpdatePublished | RoundDeclined | TrainingFailed | SiloHe
 Work = AggregateRound | DeadlinePassed | GraceOver | SweepRun
 Message = Annotated[OperatorMessage | ToSilo | FromSilo | Work, Field(discriminator="kind")]
 
+_READ_AND_WRITTEN_BY: Final = {
+    str(model.model_fields["kind"].default): sides
+    for models, sides in (
+        (OperatorMessage, ("the orchestrator", "the tool that posted it")),
+        (ToSilo, ("this silo's agent", "the orchestrator")),
+        (FromSilo, ("the orchestrator", "that silo's agent")),
+        (Work, ("this orchestrator", "the orchestrator that sent it")),
+    )
+    for model in get_args(models)
+}
+
 _ADAPTER: Final[TypeAdapter[Any]] = TypeAdapter(Message)
 
 
 def decode(body: bytes, *expected: type[BaseModel]) -> Any:
     """The message in `body`, which must be one of the `expected` classes.
 
-    Raises Poison: `too-large`, `not-json`, `unknown-kind`, `unexpected-kind` or `invalid-message`, with a description
-    that names every wrong field and what it should be. Values are not repeated in it.
+    Raises Poison: `too-large`, `not-json`, `unknown-kind`, `unexpected-kind`, `unknown-version` or `invalid-message`,
+    with a description that names every wrong field and what it should be. Values are not repeated in it.
     """
     if len(body) > MAX_MESSAGE_BYTES:
         raise Poison("too-large", f"The message has {len(body)} bytes; {MAX_MESSAGE_BYTES} is the most.")
@@ -68,10 +80,23 @@ def decode(body: bytes, *expected: type[BaseModel]) -> Any:
         raise Poison("unknown-kind", f"The message needs a field `kind`, one of: {allowed}.")
     if kind not in kinds:
         raise Poison("unexpected-kind", f"This queue takes {allowed}; the message is of kind {short(kind)!r}.")
+    _refuse_unknown_version(kind, data.get("schema_version", SCHEMA_VERSION))
     try:
         return kinds[kind].model_validate(data)
     except ValidationError as error:
         raise Poison("invalid-message", f"{kind} is not valid. {explain(data, error)}") from None
+
+
+def _refuse_unknown_version(kind: str, version: object) -> None:
+    """Fields that are new are no new version: machines pass them by. A version is new when old readers would err."""
+    if type(version) is not int or version == SCHEMA_VERSION:
+        return
+    reader, writer = _READ_AND_WRITTEN_BY[kind]
+    behind = reader if version > SCHEMA_VERSION else writer
+    raise Poison(
+        "unknown-version",
+        f"{kind} has schema_version {short(str(version))}, and {reader} reads {SCHEMA_VERSION}: upgrade {behind}.",
+    )
 
 
 def encode(message: BaseModel) -> bytes:

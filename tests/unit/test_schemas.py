@@ -293,7 +293,7 @@ def test_no_field_holds_a_location_or_a_senders_name() -> None:
         (closed(round=-1), "invalid-message", ["round: ", "greater than or equal to 0"]),
         (closed(round="three"), "invalid-message", ["round: ", "integer"]),
         (closed(because="boredom"), "invalid-message", ["because: ", "'aggregated', 'cancelled' or 'failed'"]),
-        (closed(schema_version=2), "invalid-message", ["schema_version: "]),
+        (closed(schema_version=2), "unknown-version", ["upgrade this silo's agent"]),
         ({"kind": "round-closed"}, "invalid-message", ["run: Field required", "round: Field required"]),
         (start(rounds=0), "invalid-message", ["rounds: "]),
         (start(silos=["a", "a"]), "invalid-message", ["silos: a silo is listed twice"]),
