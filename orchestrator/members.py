@@ -49,14 +49,23 @@ class Members:
             if now is None or newest is None or now.hello == newest.hello:
                 return
 
-    async def look(self, experiment: str, *, enrolled: bool) -> None:
-        """Has one run know what all silos offer; and who is enrolled, which not every orchestrator knows as the latest.
+    async def look(self, experiments: Iterable[str], *, enrolled: bool) -> None:
+        """Has these runs know what all silos offer; and who is enrolled, if this orchestrator is the latest to start.
 
         Settings are read when an orchestrator starts, so that is when they count.
         """
-        presences = await self._documents.presences(self._silos)
-        seen = MembersSeen(offers=_offers(presences.values()), enrolled=self._silos if enrolled else None)
-        await self._tell(experiment, seen)
+        named = list(experiments)
+        offers = await self._all_offers() if named else {}
+        while named:
+            seen = MembersSeen(offers=offers, enrolled=self._silos if enrolled else None)
+            for experiment in named:
+                await self._tell(experiment, seen)
+            told, offers = offers, await self._all_offers()
+            if offers == told:
+                return
+
+    async def _all_offers(self) -> dict[str, list[str]]:
+        return _offers((await self._documents.presences(self._silos)).values())
 
     async def _tell(self, experiment: str, event: SiloAppeared | MembersSeen) -> None:
         try:

@@ -168,9 +168,13 @@ class Orchestrator:
         Not those of runs for which all that they need is in `standing`. Waits for as long as the bus or the store is
         away. One experiment that cannot be read does not hold up others.
         """
-        for experiment in await retry_transient(self._documents.live.experiments, clock=self._clock):
+        live = await retry_transient(self._documents.live.experiments, clock=self._clock)
+        try:
+            await retry_transient(partial(self._members.look, live, enrolled=True), clock=self._clock)
+        except Exception:  # noqa: BLE001  # our bug, or a presence somebody edited: runs go on with those they have
+            _log.exception("members.not-seen")
+        for experiment in live:
             try:
-                await retry_transient(partial(self._members.look, experiment, enrolled=True), clock=self._clock)
                 await retry_transient(partial(self._experiments.reconcile, experiment, standing), clock=self._clock)
             except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
                 _log.exception("experiment.not-reconciled", experiment=experiment)
@@ -228,7 +232,7 @@ class Orchestrator:
             if isinstance(await self._experiments.apply(name, event), Tombstone):
                 raise cancelled_before_start(event)
         finally:  # a silo may have said hello since its presence was read, and found no run to join
-            await self._members.look(name, enrolled=False)
+            await self._members.look([name], enrolled=False)
         _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
 
     # --- silos ---------------------------------------------------------------------------------------------------

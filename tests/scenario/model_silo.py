@@ -47,6 +47,8 @@ class ModelSilo:
         self.name, self.constant = name, constant
         self.bus, self.store, self.clock = bus, store, clock
         self.samples = 1
+        self.offers = True
+        """Whether its owner allows the task; said with each hello."""
         self.doing: Callable[[RoundAnnounced], Doing] = lambda _: "update"
         self.heard: list[RoundAnnounced | RoundClosed] = []
         self.said: list[BaseModel] = []
@@ -181,7 +183,7 @@ class ModelSilo:
                 instance=instance,
                 agent_version="1",
                 policy=CODE,
-                offers=[Offer(task=TASK, code=CODE)],
+                offers=[Offer(task=TASK, code=CODE)] if self.offers else [],
                 at=self.clock.now(),
             )
         )
