@@ -20,6 +20,10 @@ class Transient(SilobusError):
     """A dependency is throttling, unreachable or answering 5xx: try again under the lock, with growing waits."""
 
 
+class NoCredential(Transient):
+    """No token can be had with the credential that the settings name: no service was asked, and it may come back."""
+
+
 class Poison(SilobusError):
     """The message can never succeed: dead-letter it and tell its run.
 

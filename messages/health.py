@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Annotated, Final, Literal
@@ -40,7 +41,8 @@ async def answering(settings: HealthSettings | None) -> AsyncIterator[None]:
     try:
         server = await asyncio.start_server(_answer, settings.host, settings.port, limit=_LONGEST)
     except OSError as error:
-        raise SettingsError(f"health: cannot listen on {settings.host}:{settings.port}: {error.strerror}.") from None
+        told = f"health: cannot listen on {settings.host}:{settings.port}: {os.strerror(error.errno or 0)}"
+        raise SettingsError(f"{told}; change health.port, or stop what listens there.") from None
     try:
         yield
     finally:

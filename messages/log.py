@@ -105,6 +105,11 @@ def configure(process: str, *, level: str = "INFO", stream: IO[str] | None = Non
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
+def leave_credentials_to_us() -> None:
+    """Silences azure-identity, which warns several times of each token that cannot be had: NoCredential tells that."""
+    logging.getLogger("azure.identity").setLevel(logging.ERROR)
+
+
 def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else redact(str(value))
 

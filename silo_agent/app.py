@@ -15,7 +15,8 @@ from messages.log import configure
 from messages.ports import Bus, Clock, Store
 from messages.settings import SettingsError, load_yaml
 from messages.transport.clock import SystemClock
-from messages.transport.connect import open_bus, open_credential, open_store
+from messages.transport.connect import open_bus, open_store
+from messages.transport.credentials import open_credential
 from silo_agent.budget import Budget
 from silo_agent.compute import AzureML
 from silo_agent.egress import EgressLog

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Final, TypeVar, cast
 
 from messages import names
+from messages.errors import Transient
+from messages.health import HealthSettings, answering
 from messages.ports import Bus, Store
-from messages.settings import SettingsError, load_yaml
-from messages.transport.connect import open_bus, open_credential, open_store
+from messages.settings import Credential, SettingsError, load_yaml
+from messages.transport.connect import open_bus, open_store
+from messages.transport.credentials import open_credential
 from silo_agent import check_tasks
 from silo_agent.app import opened
-from silo_agent.check_exchange import bus_rows, no_store, receiving, sending, store_rows
+from silo_agent.check_credentials import credential_rows
+from silo_agent.check_exchange import bus_rows, no_bus, no_store, receiving, sending, store_rows
 from silo_agent.check_words import Finding, not_tried
 from silo_agent.compute import AzureML
 from silo_agent.egress import EgressBroken
@@ -46,11 +50,13 @@ async def check_file(path: Path) -> list[Finding]:
 
 async def check(settings: SiloSettings) -> list[Finding]:
     """Everything, tried once."""
-    bus, no_bus = _opened(lambda: open_bus(settings.bus))
-    store, no_store_because = _opened(lambda: open_store(settings.store))
+    credentials = await credential_rows(settings, _ask)
+    broken = {name for name, row in credentials.items() if not row.good}
+    bus, no_bus_because = _opened(lambda: open_bus(settings.bus), settings.bus.credential in broken)
+    store, no_store_because = _opened(lambda: open_store(settings.store), settings.store.credential in broken)
     try:
         receive = await receiving(settings, bus) if bus is not None else None
-        adapters = check_tasks.Adapters(open_store, _workspace)
+        adapters = check_tasks.Adapters(open_store, _workspace, broken)
         needed = {
             name: await check_tasks.needs(settings.silo, name, task, adapters) for name, task in settings.tasks.items()
         }
@@ -63,19 +69,16 @@ async def check(settings: SiloSettings) -> list[Finding]:
         # Nothing below uses a bus or a store that could not be opened, or a task that lacks something.
         with_what_is_there = settings.model_copy(update={"tasks": {name: settings.tasks[name] for name in ready}})
         async with _home(with_what_is_there, cast("Bus", bus), cast("Store", store)) as (silo, home):
+            health = await _health(settings.health, home)
             exchanged = no_store(settings, no_store_because)
             if store is not None:
                 exchanged = await store_rows(settings, store, silo)
             if silo is not None:
-                if receive is not None:
+                if receive is not None and not isinstance(receive.error, Transient):
                     send = await sending(settings, silo)
                 for name in ready:
                     ran[name] = await check_tasks.once(silo, name, settings.tasks[name])
-        if receive is None:
-            blind = not_tried(f"read {names.to_silo(settings.silo)}", "the bus comes first")
-            queues = [Finding("FAIL", "bus", no_bus), blind, not_tried(send.what, "the bus comes first")]
-        else:
-            queues = bus_rows(settings, receive, send)
+        queues = bus_rows(settings, receive, send) if receive is not None else no_bus(settings, no_bus_because)
     finally:
         for opened_one in (bus, store):
             if opened_one is not None:
@@ -83,7 +86,13 @@ async def check(settings: SiloSettings) -> list[Finding]:
     tasks = [row for name, rows in needed.items() for row in (*rows, ran[name])]
     if not settings.tasks:
         tasks = [Finding("FAIL", "tasks", "silo.yaml offers none; add one under `tasks`")]
-    return [*queues, home, await asyncio.to_thread(_disk, settings.home), *exchanged, *tasks]
+    disk = await asyncio.to_thread(_disk, settings.home)
+    return [*credentials.values(), *queues, home, disk, *health, *exchanged, *tasks]
+
+
+async def _ask(name: Credential, scope: str) -> None:
+    async with open_credential(name) as credential:
+        await credential.get_token(scope)
 
 
 def _workspace(azureml: AzureML) -> Workspace:
@@ -92,11 +101,27 @@ def _workspace(azureml: AzureML) -> Workspace:
     return SdkWorkspace(azureml, open_credential(azureml.credential))
 
 
-def _opened(what: Callable[[], T]) -> tuple[T | None, str]:
+def _opened(what: Callable[[], T], has_no_credential: bool) -> tuple[T | None, str | None]:
+    """It, or why not; None: because of what another row says."""
+    if has_no_credential:
+        return None, None
     try:
         return what(), ""
     except SettingsError as error:
         return None, str(error)
+
+
+async def _health(settings: HealthSettings | None, home: Finding) -> list[Finding]:
+    """Whether the agent could answer where its platform asks; one that runs here does so already."""
+    if settings is None:
+        return []
+    if home.state == "not tried":
+        return [not_tried("health", "the agent that is running answers there")]
+    try:
+        async with answering(settings):
+            return [Finding("ok", "health", f"can be answered on port {settings.port}")]
+    except SettingsError as error:
+        return [Finding("FAIL", "health", str(error))]
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ from messages.rights import Right, Verb
 from messages.schemas import Offer, SiloHello
 from messages.settings import StoreSettings
 from silo_agent.approval import measured
+from silo_agent.check_credentials import FIRST
 from silo_agent.check_words import (
     Finding,
     bus_setting,
@@ -98,6 +99,15 @@ def bus_rows(settings: SiloSettings, receive: Finding, send: Finding) -> list[Fi
     return [Finding("FAIL", "bus", blame), *(not_tried(row.what, "the bus comes first") for row in (receive, send))]
 
 
+def no_bus(settings: SiloSettings, because: str | None) -> list[Finding]:
+    """Rows for a bus that could not even be opened; None: for want of a credential, which has a row of its own."""
+    bus, first = Finding("FAIL", "bus", because or ""), "the bus comes first"
+    if because is None:
+        bus, first = not_tried("bus", FIRST), FIRST
+    queues = (f"read {names.to_silo(settings.silo)}", f"send to {names.from_silo(settings.silo)}")
+    return [bus, *(not_tried(what, first) for what in queues)]
+
+
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
@@ -132,10 +142,12 @@ async def store_rows(settings: SiloSettings, store: Store, silo: Silo | None) ->
     return _blamed(settings.store, rows)
 
 
-def no_store(settings: SiloSettings, because: str) -> list[Finding]:
-    """Rows for a store that could not even be opened."""
-    later = [not_tried(what, "the store comes first") for what in _whats(settings)]
-    return [Finding("FAIL", "store", because), *later]
+def no_store(settings: SiloSettings, because: str | None) -> list[Finding]:
+    """As `no_bus`."""
+    store, first = Finding("FAIL", "store", because or ""), "the store comes first"
+    if because is None:
+        store, first = not_tried("store", FIRST), FIRST
+    return [store, *(not_tried(what, first) for what in _whats(settings))]
 
 
 def _whats(settings: SiloSettings) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from messages.errors import Forbidden, SilobusError
 from messages.fields import Scalar
 from messages.ports import Store
 from messages.schemas import Purpose, RoundAnnounced
-from messages.settings import SettingsError, StoreSettings
+from messages.settings import Credential, SettingsError, StoreSettings
 from silo_agent import given
 from silo_agent.approval import measured
-from silo_agent.check_words import KEEPS_FILES, Finding, ended, store_setting, submits
+from silo_agent.check_credentials import FIRST
+from silo_agent.check_words import KEEPS_FILES, Finding, ended, not_tried, store_setting, submits
 from silo_agent.compute import AzureML
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted, Range, Task
@@ -43,6 +44,8 @@ class Adapters:
 
     store: Callable[[StoreSettings], Store]
     workspace: Callable[[AzureML], Workspace]
+    broken: Collection[Credential]
+    """Credentials that give no token."""
 
 
 async def needs(silo: str, name: str, task: Task, adapters: Adapters) -> list[Finding]:
@@ -102,6 +105,8 @@ async def _datastore(silo: str, name: str, azureml: AzureML, adapters: Adapters)
     what, at = f"task {name}: datastore", azureml.datastore
     blob = f"{at.folder}/{silo}/check/{uuid.uuid4().hex}"
     where = f"tasks.{name}.compute.azureml.datastore"
+    if at.store.credential in adapters.broken:
+        return not_tried(what, FIRST)
     try:
         store = adapters.store(at.store)
         try:
@@ -127,6 +132,8 @@ async def _datastore(silo: str, name: str, azureml: AzureML, adapters: Adapters)
 async def _workspace(name: str, azureml: AzureML, adapters: Adapters) -> Finding:
     """A job that is not there, asked for."""
     what, at = f"task {name}: workspace", f"tasks.{name}.compute.azureml"
+    if azureml.credential in adapters.broken:
+        return not_tried(what, FIRST)
     try:
         workspace = adapters.workspace(azureml)
         try:

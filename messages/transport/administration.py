@@ -17,7 +17,7 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from pydantic import SecretStr
 
 from messages.settings import BusSettings, ProxySettings, SettingsError
-from messages.transport.connect import open_credential
+from messages.transport.credentials import open_credential
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 20.0

@@ -5,14 +5,9 @@ The Azure SDK is imported here when, and only when, settings ask for it: it take
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, assert_never
-
 from messages.ports import Bus, Store
-from messages.settings import BusSettings, Credential, SettingsError, StoreSettings
-
-if TYPE_CHECKING:
-    from azure.core.credentials_async import AsyncTokenCredential
+from messages.settings import BusSettings, SettingsError, StoreSettings
+from messages.transport.credentials import open_credential
 
 
 def open_bus(settings: BusSettings) -> Bus:
@@ -71,29 +66,6 @@ def open_store(settings: StoreSettings) -> Store:
 
     store.close = close  # type: ignore[method-assign]  # it leaves the credential to whoever made it
     return store
-
-
-def open_credential(name: Credential) -> AsyncTokenCredential:
-    """The way to prove who this process is to Azure. Raises SettingsError when this machine does not offer it."""
-    from azure.identity import aio
-
-    try:
-        match name:
-            case "managed-identity":
-                return aio.ManagedIdentityCredential(client_id=os.environ.get("AZURE_CLIENT_ID"))
-            case "workload-identity":
-                return aio.WorkloadIdentityCredential()
-            case "azure-cli":
-                return aio.AzureCliCredential()
-            case "environment":
-                return aio.EnvironmentCredential()
-            case "default":
-                return aio.DefaultAzureCredential()
-            case _:
-                assert_never(name)
-    except ValueError:
-        needed = "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE"
-        raise SettingsError(f"credential: {name} is not set up for this process; it needs {needed}") from None
 
 
 def _proxy(settings: BusSettings) -> dict[str, str | int] | None:

@@ -27,7 +27,7 @@ from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.amqp import AmqpMessageBodyType
 
 from messages import names
-from messages.errors import Forbidden, LockLost, NotFound, Poison, SilobusError, Transient
+from messages.errors import Forbidden, LockLost, NoCredential, NotFound, Poison, SilobusError, Transient
 from messages.ports import Bus, Delivery, Outgoing
 from messages.transport.dead_letters import fitting
 from messages.transport.servicebus_links import ReceiverLink, SenderLink, trust_the_broker
@@ -234,6 +234,8 @@ def _translate(error: Exception, sentence: str) -> SilobusError:
             return Forbidden(f"{where}; can this process get a token with the credential configured?")
         case sdk_errors.MessageSizeExceededError():
             return Poison("too-large", f"{where}. The message is larger than this queue takes.")
+        case _ if isinstance(inner, NoCredential):
+            return inner
         case _ if isinstance(inner, ClientAuthenticationError):
             return _translate(inner, sentence)
         case _:

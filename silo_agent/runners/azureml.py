@@ -76,11 +76,12 @@ class AzureMLRunner(Runner):
     async def run(self, job: Job) -> Outcome:
         """Follows the job that does this round's work, if there is one, or submits it. Cancelled, the job goes on."""
         log = OwnersLog(job.log)
+        work = await self._prepare(job, log)
         try:
-            return await self._run(await self._prepare(job, log))
+            return await self._run(work)
         except Rejected as no:
             await log.say(f"AzureML does not take it: {no}")
-            return Failed(said_no(no.code, no.message))
+            return Failed(said_no(no.code, no.message, work.round.names))
         except Incomplete as fault:
             await log.say(f"what the job left does not count: {fault}")
             return Failed(FailureCategory.NO_REPORT)
@@ -199,9 +200,10 @@ class AzureMLRunner(Runner):
         await self._settle(work, seen.name, seconds)  # not before: an agent killed here takes the result again
         if finished:
             return Finished()
-        if has_lost_its_node(seen.state, story, left):
+        names, timeout = work.round.names, work.round.job.task.timeout
+        if has_lost_its_node(seen.state, story, left, names):
             return None
-        return Failed(category(seen.state, story, left, seconds=seconds, timeout=work.round.job.task.timeout))
+        return Failed(category(seen.state, story, left, seconds=seconds, timeout=timeout, names=names))
 
     async def _settle(self, work: _Work, name: str, seconds: float) -> None:
         await asyncio.to_thread(self._hours.settle, name, seconds / 3600 * work.round.azureml.instances)

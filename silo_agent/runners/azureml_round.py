@@ -62,6 +62,13 @@ class Ready:
         return self.place("out", str(number))
 
     @property
+    def names(self) -> list[str]:
+        """What AzureML's texts may repeat that people chose."""
+        azureml = self.azureml
+        found = [self.name(0)[:-2], azureml.resource_group, azureml.workspace, azureml.compute, azureml.datastore.name]
+        return [*found, str(azureml.environment.image or azureml.environment.id)]
+
+    @property
     def most_hours(self) -> float:
         """Node hours that one job can cost."""
         return math.ceil(self.job.task.timeout) / 3600 * self.azureml.instances

@@ -57,3 +57,32 @@ def test_a_cancelled_job_that_ran_as_long_as_it_may_has_timed_out() -> None:
 )
 def test_what_azureml_says_no_to(text: str, found: Why) -> None:
     assert said_no("400", text) is found
+
+
+ARM_REFUSES = (
+    "AuthorizationFailed: The client 'c' with object id 'o' does not have authorization to perform action "
+    "'Microsoft.MachineLearningServices/workspaces/environments/versions/write' over scope '/subscriptions/s/"
+    "resourceGroups/quota-team/providers/Microsoft.MachineLearningServices/workspaces/w' or the scope is invalid."
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [("403", ARM_REFUSES), ("401", "no token"), ("403", "over quota"), ("", ARM_REFUSES)]
+)
+def test_a_right_that_is_missing_is_no_fault_of_what_it_is_missing_on(code: str, text: str) -> None:
+    """ARM's own words name what was to be written, and where."""
+    assert said_no(code, text) is Why.COMPUTE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["quota-team", "preemptible", "node-lost_00000000-1-north-abc", "environment"])
+@pytest.mark.parametrize("text", ["{} has failed.", "in '{}' it failed", "{}-1 failed", "/subscriptions/s/{}/x failed"])
+def test_what_people_named_says_nothing(name: str, text: str) -> None:
+    story = Story(message=text.format(name))
+    assert not has_lost_its_node(State.FAILED, story, [], [name])
+    assert category(State.FAILED, story, [], seconds=1, timeout=9, names=[name]) is Why.COMPUTE_UNAVAILABLE
+    assert said_no("400", text.format(name), [name]) is Why.COMPUTE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["data", "gpu", "a"])
+def test_names_take_nothing_away_that_azureml_says(name: str) -> None:
+    assert said_no("400", "Data access failed on gpu a: BlobNotFound", [name]) is Why.DATA_MISSING
