@@ -99,6 +99,18 @@ async def test_a_long_run_keeps_its_last_rounds_and_then_its_last_and_best_weigh
         await no_dead_letters(w)
 
 
+async def test_a_short_run_is_swept_too() -> None:
+    """Of so few rounds nothing is deleted while it goes on: what is scheduled at its end is all there is."""
+    async with world(RetentionSettings(updates=10, models=20, days=0.001)) as w:
+        await w.start()
+        w.live_silos()
+        run = await w.begin(rounds=2)
+        await w.ended()
+        assert rounds_kept(w, "updates-north") == [0, 1, 2, 3]
+        await swept(w, run)
+        assert (rounds_kept(w, "updates-north"), rounds_kept(w, names.GLOBAL)) == ([], [2])
+
+
 async def test_the_best_weights_stay_while_they_are_the_best_and_go_when_others_are() -> None:
     async with world() as w:
         await w.start()
