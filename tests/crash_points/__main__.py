@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--point", metavar="WHO:CALL:KIND", help="only this; two with + in between")
     parser.add_argument("--count", type=int, metavar="N", help="only so many points of each run, spread evenly")
+    parser.add_argument("--who", metavar="WHO", help="only points of this process: ORCH, NORTH …")
     parser.add_argument("--seed", type=int, default=0, help="which share of the pairs")
     parser.add_argument("-n", type=int, default=min(2, os.cpu_count() or 1), metavar="JOBS", help="processes")
     parser.add_argument("--stop", action="store_true", help="at the first that differs")
@@ -47,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counted = {shape: points_of(undisturbed(shape).plan) for shape in shapes}
         told["points"] = {shape: points.count for shape, points in counted.items()}
         told["the same run as another point"] = {shape: points.same for shape, points in counted.items()}
-        found = _each(each_single(shape, options.n, options.count) for shape in shapes)
-    runs, differing = 0, []
+        found = _each(each_single(shape, options.n, options.count, options.who) for shape in shapes)
+    runs, pairs, differing = 0, 0, []
     for finding in found:
         runs += 1
+        pairs += finding.calls_after if "+" not in finding.points else 0
         if finding.differences:
             differing.append(finding)
             if not options.json and len(differing) <= SHOWN:
@@ -58,11 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.stop:
                 break
     seconds = round(time.monotonic() - began, 1)
+    if options.pairs:
+        told["pairs there are"] = pairs
     told |= {"runs": runs, "seconds": seconds, "differing": [{**asdict(f), "again": f.again} for f in differing]}
     if options.json:
         print(json.dumps(told, indent=1))
     else:
-        for key in ("points", "the same run as another point"):
+        for key in ("points", "the same run as another point", "pairs there are"):
             if key in told:
                 print(f"{key}: {told[key]}")
         print(f"{runs} runs in {seconds} s: {f'{len(differing)} differ' if differing else 'all equal'}")

@@ -48,6 +48,8 @@ class Finding:
     at: str
     """The calls at which something went wrong."""
     differences: list[str]
+    calls_after: int
+    """Calls of all processes since one was started again: so many pairs begin with this point."""
 
     @property
     def again(self) -> str:
@@ -90,9 +92,9 @@ def points_of(undisturbed: Plan) -> Points:
     return Points(run, same)
 
 
-def singles(shape: str, count: int | None = None) -> list[tuple[Point, ...]]:
-    """Every point; or so many of them, spread evenly over all."""
-    points = [(point,) for point in points_of(undisturbed(shape).plan).run]
+def singles(shape: str, count: int | None = None, who: str | None = None) -> list[tuple[Point, ...]]:
+    """Every point, or those of one process; or so many of them, spread evenly over all."""
+    points = [(point,) for point in points_of(undisturbed(shape).plan).run if who in (None, point.who)]
     if count is None or count >= len(points):
         return points
     return [points[index * len(points) // count] for index in range(count)]
@@ -116,7 +118,7 @@ def examined(shape: str, points: Sequence[Point]) -> Finding:
     """Runs a shape with these points, and compares with the undisturbed run; with none, that with arithmetic."""
     reference = undisturbed(shape)
     if not points:
-        return Finding(shape, "", "no call", reference.outcome.wrong(SHAPES[shape]))
+        return Finding(shape, "", "no call", reference.outcome.wrong(SHAPES[shape]), 0)
     it = tried(shape, points)
     differences = it.outcome.differences(reference.outcome)
     if len(it.plan.fired) < len(points):
@@ -125,23 +127,23 @@ def examined(shape: str, points: Sequence[Point]) -> Finding:
         before = [[call.what for call in t.plan.made[first.who][: first.call]] for t in (it, reference)]
         if before[0] != before[1]:
             differences.append("the calls before the point are not those of the undisturbed run")
-    return Finding(shape, it.name, "; ".join(it.plan.at), differences)
+    return Finding(shape, it.name, "; ".join(it.plan.at), differences, it.plan.since_restart or 0)
 
 
 def pairs_from(shape: str, first: Point, share: float = 1.0, seed: int = 0) -> list[Finding]:
-    """`first`, and then a second death before each call (or a share of them) that any process makes from then on."""
-    calls = tried(shape, (first,)).plan.since_restart or 0
-    chosen = range(1, calls + 1)
+    """`first` alone, and with a second death before each call (or a share) that any process makes from then on."""
+    alone = examined(shape, (first,))
+    chosen = range(1, alone.calls_after + 1)
     if share < 1.0:
         generator = random.Random(f"{seed} {first}")
         chosen = [number for number in chosen if generator.random() < share]
-    return [examined(shape, (first, Point(ANY, number, Kind.BEFORE))) for number in chosen]
+    return [alone, *(examined(shape, (first, Point(ANY, number, Kind.BEFORE))) for number in chosen)]
 
 
-def each_single(shape: str, jobs: int, count: int | None) -> Iterator[Finding]:
-    """What came of every point, or of so many."""
+def each_single(shape: str, jobs: int, count: int | None, who: str | None) -> Iterator[Finding]:
+    """What came of every point, or of those of `singles`."""
     yield examined(shape, ())
-    yield from _spread(functools.partial(examined, shape), singles(shape, count), jobs)
+    yield from _spread(functools.partial(examined, shape), singles(shape, count, who), jobs)
 
 
 def each_pair(shape: str, jobs: int, share: float, seed: int) -> Iterator[Finding]:
