@@ -1,7 +1,7 @@
 """The receive loop both halves use: what becomes of a message, decided in one place by the error its handler raised.
 
     returned, Stale, Duplicate   complete
-    Transient                    try again under the lock, with growing waits; meanwhile receive nothing new
+    Transient, Forbidden         try again under the lock, with growing waits; meanwhile receive nothing new
     Poison                       tell the run (`on_poison`), then dead-letter with reason and description
     anything else                our bug: log it whole, let the lock lapse; near the delivery limit dead-letter as `bug`
 
@@ -204,8 +204,17 @@ class Consumer:
         return Poison("bug", f"{text}; when the cause is gone, send it again under a new message id.")
 
     async def _try(self, delivery: Delivery, operation: Callable[[], Awaitable[None]]) -> None:
-        """Retries while a dependency is down, and pauses reception if it seems down for others too."""
+        """Retries while a dependency is down or refuses us, and pauses reception if it seems down for others too.
+
+        A token may have expired in this instant; and where a right is missing, the message waits until it is granted.
+        """
         concluded_before = self._concluded
+
+        async def attempt() -> None:
+            try:
+                await operation()
+            except Forbidden as refusal:
+                raise Transient(str(refusal)) from refusal
 
         def note(error: Transient, failures: int, wait: float) -> None:
             log = _log.warning if failures == 1 else _log.debug
@@ -215,7 +224,7 @@ class Consumer:
 
         try:
             await retry_transient(
-                operation, clock=self._clock, waits=self._waits, before_wait=note, sleep=self._sleep_unless_stopping
+                attempt, clock=self._clock, waits=self._waits, before_wait=note, sleep=self._sleep_unless_stopping
             )
         finally:
             self._concluded += 1

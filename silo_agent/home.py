@@ -189,7 +189,8 @@ class Home:
     def rounds(self) -> list[tuple[str, int, RoundDirectory]]:
         """Every round that is still there, by run and number."""
         found = []
-        for run in sorted((self.path / "rounds").iterdir()):
+        top = self.path / "rounds"
+        for run in sorted(top.iterdir()) if top.is_dir() else ():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # cleared away since, or none of ours
                 found += [path for path in sorted(run.iterdir()) if path.name.isdecimal()]
         return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]

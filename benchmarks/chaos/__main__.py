@@ -32,6 +32,8 @@ from silo_agent.settings import SiloSettings
 FAULTS = ("all=0.5%", "ack-lost=1%", "duplicate=3%", "delay=3%:80ms", "idle-detach=10%:1s", "lock-max-age=6s")
 """What the emulator does besides, all the time."""
 STARTUP = 30.0
+SWEEPING = 20.0
+"""Seconds in which what retention does not keep must be gone after the last run's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,20 @@ async def _perform(options: Options, stage: Stage, federation: Federation) -> di
     for _ in range(3):
         if await letters.look():
             break
+    judge = Judge(federation.store, operator.asked)
+    swept_by = time.monotonic() + SWEEPING
+    while (beyond := await judge.beyond_retention()) and time.monotonic() < swept_by:  # noqa: ASYNC110  # a store calls nobody
+        await asyncio.sleep(0.5)
     await stage.end()
     director.close()
     stage.messages += stage.messages_there()
-    judge = Judge(federation.store, operator.asked)
+    judge.violations += beyond
     for name in stuck:
         judge.say(f"{name} had not ended {options.patience:g} s after the faults")
     judge.homes({s.name: Home(stage.folder.home(s.name)) for s in SILOS}, keep=_keep_rounds())
     await judge.experiments()
     judge.dead_letters(letters.letters.values())
+    judge.logs(stage.folder.root / "logs")
     judge.disk(stage.folder.root / "scratch", stage.folder.store / ".incoming")
     for pid in await stage.trainers():
         judge.say(f"process {pid} trains, and its agent has ended")

@@ -6,6 +6,7 @@ round's weights are float32 of the float64 mean of what its silos must have adde
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from benchmarks.chaos.dead_letters import Letter
 from benchmarks.chaos.load import Asked, state_of
-from benchmarks.chaos.stage import SILOS
+from benchmarks.chaos.stage import MODELS_KEPT, SILOS, UPDATES_KEPT
 from messages import names
 from messages.ports import BlobInfo, Store
 from messages.schemas import Purpose
@@ -28,6 +29,9 @@ from silobus.state import read_state
 EXPLAINED = frozenset({"bug", "MaxDeliveryCountExceeded"})
 """Reasons that killing processes can give: delivered so often that nobody will try again. All others mean that
 somebody said something wrong, and here nobody lies."""
+
+_BUGS = frozenset({"agent.fault", "experiment.not-reconciled", "experiment.not-announced"})
+"""Words for it in logs, besides those that end with `bug`."""
 
 Files = Mapping[tuple[str, int], Sequence[BlobInfo]]
 """Blobs by run and round."""
@@ -70,17 +74,41 @@ class Judge:
         if sorted(records) != list(range(rounds + 2)):
             self.say(f"{run} has records of rounds {sorted(records)} instead of 0 to {rounds + 1}")
             return
-        published = {
-            silo.name: [n for n in range(1, rounds + 1) if _names_update(updates[silo.name].get((run, n), ()))]
-            for silo in SILOS
-        }
         for number, record in records.items():
             self._record(asked, number, record)
-            for update in record.updates:
-                if update.payload is not None and number not in (0, *published[update.silo]):
-                    self.say(f"{run} round {number} counts an update that {update.silo} never published")
-        await self._weights(asked, run, records, published, made)
-        self._memories(run, published)
+        counts = {silo.name: self._counts(asked, silo.name, records, updates[silo.name]) for silo in SILOS}
+        await self._weights(asked, run, records, counts, made)
+
+    def _counts(self, asked: Asked, silo: str, records: Mapping[int, RoundRecord], updates: Files) -> dict[int, int]:
+        """How many rounds of the run the silo had published, with this one, by the rounds that count an update of it.
+
+        The silo said so itself, out of its private state. Where all silos must answer that is the round's number. Where
+        they need not, an update may have come too late: published and committed, and not counted.
+        """
+        run, rounds = asked.run, asked.message.rounds
+        counts: dict[int, int] = {}
+        last = (0, 0)
+        for number in range(1, rounds + 1):
+            for update in records[number].updates:
+                if update.silo == silo:
+                    (said,) = (int(m.number or 0) for m in update.metrics if m.name == "rounds")
+                    if not last[1] < said <= last[1] + number - last[0]:
+                        self.say(
+                            f"{run} round {number}: {silo} has trained {said} rounds, after {last[1]} in {last[0]}"
+                        )
+                    counts[number] = said
+                    last = (number, said)
+        late = [n for n in range(last[0] + 1, rounds + 1) if _names_update(updates.get((run, n), ()))]
+        versions = sorted((self._homes[silo].state / run).glob("[0-9]*"))
+        if len(versions) > 2:
+            self.say(f"{silo} keeps {len(versions)} versions of {run}'s private state")
+        committed = _kept(versions[-1])["rounds"] if versions else 0
+        everything = rounds - last[0] <= UPDATES_KEPT - 1
+        if committed != last[1] + len(late) and (everything or not last[1] <= committed <= rounds):
+            self.say(f"{silo} committed {committed} rounds of {run} and published {last[1] + len(late)}")
+        if asked.message.quorum.minimum == "all" and counts != {n: n for n in range(1, rounds + 1)}:
+            self.say(f"{run}: {silo} must have trained one round more in each, and did {list(counts.values())}")
+        return counts
 
     def _record(self, asked: Asked, number: int, record: RoundRecord) -> None:
         rounds = asked.message.rounds
@@ -101,15 +129,17 @@ class Judge:
         asked: Asked,
         run: str,
         records: Mapping[int, RoundRecord],
-        published: Mapping[str, Sequence[int]],
+        counts: Mapping[str, Mapping[int, int]],
         made: Files,
     ) -> None:
         adds = str(asked.message.hyperparameters["adds"])
         weights = np.float32(0)
         for number in range(asked.message.rounds + 1):
             if number:
-                weights = _mean(weights, adds, number, records[number].updates, published)
+                weights = _mean(weights, adds, number, records[number].updates, counts)
             files = made.get((run, number), ())
+            if not files and number <= asked.message.rounds - MODELS_KEPT:
+                continue  # its time was over
             if len(files) > 1:
                 self.say(f"{run} round {number} has {len(files)} results")
             model = records[number].model
@@ -130,16 +160,6 @@ class Judge:
             await self._store.fetch(names.GLOBAL, blob, target)
             return {float(value) for tensor in read_tensors(target).values() for value in np.unique(tensor)}
 
-    def _memories(self, run: str, published: Mapping[str, Sequence[int]]) -> None:
-        """A silo's private state counts its published rounds."""
-        for silo in SILOS:
-            versions = sorted((self._homes[silo.name].state / run).glob("[0-9]*"))
-            if len(versions) > 2:
-                self.say(f"{silo.name} keeps {len(versions)} versions of {run}'s private state")
-            counted = _kept(versions[-1])["rounds"] if versions else 0
-            if counted != len(published[silo.name]):
-                self.say(f"{silo.name} committed {counted} rounds of {run} and published {len(published[silo.name])}")
-
     _homes: Mapping[str, Home] = {}
 
     def homes(self, homes: Mapping[str, Home], *, keep: int) -> None:
@@ -155,6 +175,28 @@ class Judge:
                 self.say(f"{silo} keeps {len(empty)} empty directories of runs, {empty[0]} among them")
             if left := [at.name for at in (home.runtime / "processes").iterdir()]:
                 self.say(f"{silo} thinks that it still trains: {left}")
+
+    async def beyond_retention(self) -> list[str]:
+        """What is in the store and must not be any more. Sweeping goes on for a moment after a run has ended."""
+        places = [(names.GLOBAL, MODELS_KEPT - 1, 0)]
+        places += [(names.updates_of(silo.name), UPDATES_KEPT - 1, 1) for silo in SILOS]
+        rounds = {asked.run: asked.message.rounds for asked in self._asked}
+        found = []
+        for container, kept, last in places:
+            for run, number in sorted(await self._files(container)):
+                if run in rounds and number < rounds[run] + last - kept:
+                    found.append(f"{container} keeps round {number} of {run}, which has {rounds[run]}")
+        return found
+
+    def logs(self, folder: Path) -> None:
+        """No process met a bug of ours."""
+        for log in sorted(folder.glob("*.log")):
+            for line in log.read_text(errors="replace").splitlines():
+                said = _event(line)
+                word = str(said.get("event", ""))
+                if word.endswith("bug") or word in _BUGS:
+                    told = str(said.get("traceback", said.get("error", ""))).strip().rpartition("\n")[2]
+                    self.say(f"{log.name}: {word} at {said.get('time')}: {told[:200]}")
 
     def disk(self, scratch: Path, incoming: Path) -> None:
         """Nothing passing is left when every process has ended."""
@@ -201,7 +243,7 @@ class Judge:
 
 
 def _mean(
-    before: Any, adds: str, number: int, updates: Sequence[UpdateRecord], published: Mapping[str, Sequence[int]]
+    before: Any, adds: str, number: int, updates: Sequence[UpdateRecord], counts: Mapping[str, Mapping[int, int]]
 ) -> Any:
     """The weights after a round: every one of them is this number."""
     silos = {silo.name: silo for silo in SILOS}
@@ -209,7 +251,7 @@ def _mean(
     mean = np.float64(0)
     for update in updates:
         silo = silos[update.silo]
-        trained = sum(1 for n in published[silo.name] if n <= number)
+        trained = counts[silo.name][number]
         added = {
             "constant": silo.adds,
             "count": silo.adds * trained,
@@ -221,6 +263,15 @@ def _mean(
 
 def _names_update(files: Iterable[BlobInfo]) -> bool:
     return any(info.name.endswith("/update.json") for info in files)
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of a log; empty for what is none, or was cut off by a kill."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _kept(version: Path) -> dict[str, Any]:

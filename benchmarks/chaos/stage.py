@@ -36,6 +36,8 @@ TRAINER = Path(__file__).with_name("trainer.py").resolve()
 ROOT = TRAINER.parents[2]
 MEBIBYTE = 1 << 20
 FAULTS_KEY = "faults"
+UPDATES_KEPT, MODELS_KEPT = 3, 4
+"""Rounds whose updates, and whose weights, stay in the store."""
 _PAUSE = 1.0
 """Seconds until a process that ended by itself is started again."""
 
@@ -100,6 +102,8 @@ class Stage:
         self._port = _free_port()
         connection = layout.write_connections(self.folder, silos, keys, self._port)
         layout.write_orchestrator(self.folder, silos)
+        with self.folder.orchestrator.open("a") as settings:
+            settings.write(f"retention: {{updates: {UPDATES_KEPT}, models: {MODELS_KEPT}}}\n")
         layout.write_operator(self.folder, silos)
         layout.write_card(self.folder, Card(connection.get_secret_value(), tuple(silos), {}))
         for container in names.containers(silos):
@@ -124,7 +128,7 @@ class Stage:
                 "tensors": ["*"],
                 "dtypes": ["float32"],
                 "max_bytes": 1 << 40,
-                "metrics": {"level": {}},
+                "metrics": {"level": {}, "rounds": {}},
                 "min_samples": 1,
             },
         }

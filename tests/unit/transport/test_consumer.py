@@ -141,6 +141,15 @@ async def test_a_transient_error_is_retried_under_the_lock_with_growing_waits(wo
     assert "abandon" not in world.operations
 
 
+async def test_a_right_that_is_refused_for_a_while_is_waited_for_and_counts_as_no_bug(world: World) -> None:
+    await world.start()
+    await world.send("m", *[Forbidden("the token has expired")] * 3)
+    await world.clock.advance(10)
+    assert world.handled == ["m"] * 4
+    assert await world.left() == []
+    assert await world.dead() == []
+
+
 async def test_poison_tells_the_run_and_then_is_dead_lettered_with_reason_and_description(world: World) -> None:
     async def nothing_is_dead_yet(delivery: Delivery, poison: Poison) -> None:
         assert await world.dead() == []
