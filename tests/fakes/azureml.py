@@ -48,6 +48,17 @@ class Refused(Exception):
         self.status, self.code, self.message = status, code, message
 
 
+def forbidden(method: str, path: str) -> str:
+    """In Azure Resource Manager's words, which name the action by the types of what it is on."""
+    _, _, below = path.partition("/providers/")
+    provider, *rest = below.split("/")
+    action = "/".join([provider, *rest[::2], {"GET": "read", "PUT": "write"}.get(method, "action")])
+    return (
+        f"The client '{SECRET}' with object id '{SECRET}' does not have authorization to perform action '{action}' "
+        f"over scope '{path}' or the scope is invalid. If access was recently granted, please refresh your credentials."
+    )
+
+
 class AzureMLDouble:
     """`with AzureMLDouble({"silobus": directory}) as double:`; datastores are directories."""
 
@@ -138,6 +149,8 @@ class AzureMLDouble:
             kinds = {http.command, f"{http.command} {'job' if '/jobs/' in parts.path else 'other'}"}
             planned = self.answers.popleft() if self.answers and self.answers[0][0] in kinds else None
         try:
+            if planned and planned[1] == 403:
+                raise Refused(403, "AuthorizationFailed", forbidden(http.command, parts.path))
             if planned and planned[1]:
                 raise Refused(planned[1], "ServerBusy", f"as the test wants it {SECRET}")
             status, told = self._answer(http, parts.path, parse_qs(parts.query), body, headers)

@@ -60,9 +60,11 @@ async def test_no_right_to_look_at_jobs(world: AzureMLWorld) -> None:
     assert not world.jobs
 
 
-async def test_no_right_to_submit(world: AzureMLWorld) -> None:
-    world.double.answers.append(("PUT job", 403))
-    await blames(world, {}, TASK, "no right to submit jobs", "AzureML Data Scientist", "workspace hospital")
+@pytest.mark.parametrize("what", ["PUT other", "PUT job"])  # the environment that is the image, and the job
+async def test_no_right_to_submit(world: AzureMLWorld, what: str) -> None:
+    world.double.answers.append((what, 403))
+    found = await blames(world, {}, TASK, "no right to submit jobs", "AzureML Data Scientist", "workspace hospital")
+    assert "compute-unavailable" in found[TASK].found
     assert not world.jobs
 
 
