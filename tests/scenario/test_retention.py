@@ -196,6 +196,21 @@ async def test_whichever_call_of_a_sweep_goes_wrong_the_same_is_left_and_nothing
         assert (await run_with(trouble))[:2] == (left, said), f"{what} at {log[number - 1]}"
 
 
+async def test_what_a_killed_sweep_left_is_deleted_though_no_last_sweep_comes() -> None:
+    async with world(RetentionSettings(updates=0, models=1, days=None)) as w:
+        trouble = Trouble()
+        trouble.at_next(r"^delete .*/00001/", "crash-before")
+        await w.start(trouble)
+        w.live_silos()
+        await w.begin(rounds=3)
+        await w.ended()
+        await w.clock.advance(120)  # until the lock of the message it died with is over
+        await rest()
+        assert trouble.dead
+        assert [rounds_kept(w, container) for container in ("updates-north", "updates-south")] == [[], []]
+        assert rounds_kept(w, names.GLOBAL) == [3]
+
+
 async def test_two_orchestrators_sweep_at_once() -> None:
     left, _, _ = await run_with(Trouble())
     async with world(options=QueueOptions(lock_duration=60)) as w:
