@@ -119,6 +119,26 @@ async def test_nobody_asks_again_for_a_sum_that_is_being_made() -> None:
         await w.ended()
 
 
+async def test_whoever_is_handed_a_sum_does_not_ask_for_it_again() -> None:
+    async with world() as w:
+        asked: list[str] = []
+        trouble = Trouble()
+
+        def note(queue: str, message: Outgoing) -> None:
+            if message.subject == "aggregate-round" and b'"round":1' in message.body:
+                asked.append(message.message_id)
+                trouble.at[trouble.calls] = "crash-after"
+
+        w.witness = note
+        await w.start(trouble)
+        w.live_silos()
+        run = await w.begin()
+        await w.ended()
+        assert trouble.dead
+        assert is_exact(w, run)
+        assert len(asked) == 1
+
+
 async def test_a_worker_stopped_beyond_its_lock_does_no_harm_when_it_goes_on() -> None:
     async with world() as w:
         run, first, trouble = await summing(w)

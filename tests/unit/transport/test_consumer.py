@@ -53,6 +53,8 @@ class World:
             if operation in self.broken:
                 raise self.failure("the broker is away")
 
+    consumer: Consumer | None = None
+
     async def start(self, **options: Any) -> None:
         async def handler(delivery: Delivery) -> None:
             self.handled.append(delivery.message_id)
@@ -68,6 +70,7 @@ class World:
 
         chosen: dict[str, Any] = {"max_delivery_count": 5} | options
         consumer = Consumer(self.bus, QUEUE, handler, on_poison=on_poison, clock=self.clock, **chosen)
+        self.consumer = consumer
         self.task = asyncio.create_task(consumer.run(self.stop))
         await rest()
 
@@ -599,3 +602,39 @@ async def test_cancelling_is_like_killing_the_process(world: World) -> None:
 def test_a_delivery_limit_too_low_to_tell_the_run_is_refused(world: World) -> None:
     with pytest.raises(ValueError, match="at least 3"):
         Consumer(world.bus, QUEUE, None, on_poison=None, clock=world.clock, max_delivery_count=2)  # type: ignore[arg-type]
+
+
+# --- having nothing to do ----------------------------------------------------------------------------------------
+
+
+async def test_a_consumer_is_idle_since_its_last_work_was_done(world: World) -> None:
+    await world.start(receive_wait=10, aside=lambda delivery: delivery.message_id == "aside")
+    assert world.consumer is not None
+    assert world.consumer.idle_since is None, "nobody knows yet what is in the queue"
+    await world.clock.advance(11)
+    began = world.consumer.idle_since
+    assert began is not None
+    await world.send("aside")
+    assert world.consumer.idle_since == began
+
+    async def slowly(delivery: Delivery) -> None:
+        await world.clock.sleep(200)
+
+    world.handler = slowly
+    await world.send("m")
+    await world.clock.advance(100)
+    assert world.consumer.idle_since is None
+    await world.clock.advance(150)
+    assert world.consumer.idle_since == began + timedelta(seconds=201)
+
+
+async def test_a_consumer_whose_broker_is_away_is_not_idle(world: World) -> None:
+    await world.start(receive_wait=10)
+    assert world.consumer is not None
+    await world.clock.advance(11)
+    world.broken.add("receive")
+    await world.clock.advance(60)
+    assert world.consumer.idle_since is None
+    world.broken.clear()
+    await world.clock.advance(60)
+    assert world.consumer.idle_since is not None
