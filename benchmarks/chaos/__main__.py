@@ -179,7 +179,7 @@ def options_from(arguments: Sequence[str] | None = None) -> tuple[argparse.Names
     parser.add_argument("--only", action="append", choices=[str(kind) for kind in Kind], help="nothing else goes wrong")
     for kind, every in EVERY.items():
         parser.add_argument(f"--{kind}-every", type=float, default=every, metavar="SECONDS", help="on average")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds until all must have ended")
+    parser.add_argument("--patience", type=float, default=180.0, help="seconds until all must have ended")
     parser.add_argument("--dir", type=Path, help="an empty folder for everything; it is kept")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
