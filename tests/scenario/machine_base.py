@@ -291,6 +291,7 @@ class Federation(RuleBasedStateMachine):
                 "cancelled-before-start",
                 "unknown-experiment",
                 "digest-mismatch",
+                "too-few-silos",
             }
             if letter.dead_letter_reason == "cancelled-before-start":
                 assert names.run_id("exp", letter.message_id, letter.body) in self.refused

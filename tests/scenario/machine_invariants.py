@@ -5,11 +5,22 @@ Pure functions over what the world recorded. Nothing here drives anything.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from messages.experiments import FromDigest
-from messages.schemas import Head, Payload, Purpose, RoundDeclined, TrainingFailed, UpdatePublished
+from messages.schemas import (
+    DeclineReason,
+    Head,
+    Payload,
+    Purpose,
+    RoundDeclined,
+    SiloHello,
+    TrainingFailed,
+    UpdatePublished,
+)
 from orchestrator.documents import ExperimentDocument, Presence
 from orchestrator.experiment.announcing import awaited
 from orchestrator.experiment.state import (
@@ -44,10 +55,12 @@ def assert_follows(before: ExperimentDocument, after: ExperimentDocument, now: d
         assert run_of(b) != a.refuses, "a run that was cancelled before its start started all the same"
         return
     assert place(a) <= place(b)
+    assert_late_follows(a, b)
     match (a, b):
         case (Collecting(), Collecting()) if a.round == b.round:
             assert_answers_follow(a, b)
             assert_times_follow(a, b, now)
+            assert_asked_follow(a, b)
         case (Collecting(), Aggregating()):
             assert b.closed.round == a.round
             assert updates(a).keys() <= {u.silo for u in b.closed.updates}
@@ -57,7 +70,7 @@ def assert_follows(before: ExperimentDocument, after: ExperimentDocument, now: d
             assert len(b.closed.updates) >= a.quorum
             assert_closed_in_time(a, b, now)
         case (Collecting(), Ended(outcome=RunOutcome.FAILED)):
-            assert_given_up_in_time(a, now)
+            assert_given_up_in_time(a, b, now)
         case (Aggregating(), Aggregating()):
             assert a.closed == b.closed
         case (Aggregating(), Collecting() | Paused()):
@@ -65,7 +78,8 @@ def assert_follows(before: ExperimentDocument, after: ExperimentDocument, now: d
             assert b.run.model is not None
             assert b.run.model.round == a.closed.round
         case (Paused(), Collecting()):
-            assert (b.round, b.purpose, b.run) == (a.round, a.purpose, a.run)
+            assert (b.round, b.purpose) == (a.round, a.purpose)
+            assert b.run.model_copy(update={"silos": a.run.silos}) == a.run
         case _:
             pass
 
@@ -97,6 +111,32 @@ def assert_times_follow(a: Collecting, b: Collecting, now: datetime) -> None:
         assert b.deadline <= now + wait
 
 
+def assert_asked_follow(a: Collecting, b: Collecting) -> None:
+    """Who joins or leaves changes nothing about the open round; only a sample that is announced again grows."""
+    assert (a.quorum, a.draw) == (b.quorum, b.draw)
+    if a.announcement == b.announcement:
+        assert a.asked == b.asked, "the members of an open round changed"
+    assert set(a.asked) <= set(b.asked)
+    if a.purpose is not Purpose.INITIALISE and a.draw is None:
+        assert a.asked == b.asked, "the members of an open round changed"
+    new = set(b.asked) - set(a.asked)
+    assert new <= set(a.run.silos), "a silo was asked that takes part no longer"
+    assert a.draw is None or len(new) <= a.draw.size - len(updates(a))
+
+
+def assert_late_follows(a: State, b: State) -> None:
+    """A late update is counted once, and never one that counted."""
+    if isinstance(a, Tombstone) or isinstance(b, Tombstone):
+        return
+    for silo, before in a.run.paces.items():
+        after = b.run.paces[silo]
+        assert before.late <= after.late <= before.late + 1
+        if after.late > before.late:
+            known = max(-1 if n is None else n for n in (before.updated, before.late_for))
+            assert after.late_for is not None
+            assert known < after.late_for < place(b)[1] + place(b)[2]
+
+
 def assert_closed_in_time(a: Collecting, b: Aggregating, now: datetime) -> None:
     """A round closes when all have answered, or the grace is over, or the deadline; the first model at once."""
     if a.purpose is Purpose.INITIALISE or a.run.request.quorum.grace == 0:
@@ -106,14 +146,17 @@ def assert_closed_in_time(a: Collecting, b: Aggregating, now: datetime) -> None:
     assert over or now >= a.deadline or not silent
 
 
-def assert_given_up_in_time(a: Collecting, now: datetime) -> None:
-    """A run fails for want of a quorum only when no try is left, or too many have declined."""
+def assert_given_up_in_time(a: Collecting, b: Ended, now: datetime) -> None:
+    """A run fails for want of a quorum only when no try is left, or too many have declined or left."""
     if a.purpose is Purpose.INITIALISE:
         return
     refused = sum(isinstance(answer, Declined) for answer in a.answers.values())
-    one_more = 1  # the answer that ended the run is not in the state before it
-    assert a.reminded >= a.run.request.quorum.reminders or len(a.asked) - refused - one_more < a.quorum
-    assert now >= a.deadline or len(updates(a)) + len(awaited(a)) - one_more < a.quorum
+    left = set(a.asked) & set(a.run.silos) - set(b.run.silos)
+    more = max(1, len(left))  # the answer that ended the run is not in the state before it
+    others = set(a.draw.among) & set(a.run.silos) - set(a.asked) if a.draw else set()
+    possible = len(a.asked) + len(others) - refused - more
+    assert a.reminded >= a.run.request.quorum.reminders or possible < a.quorum
+    assert now >= a.deadline or len(updates(a)) + len(awaited(a)) - more < a.quorum
 
 
 def place(state: State) -> tuple[int, int, int, int]:
@@ -162,13 +205,17 @@ def assert_true(state: State, silos: Mapping[str, ModelSilo]) -> None:
     if not isinstance(state, Collecting):
         return
     assert state.answers.keys() <= set(state.asked)
-    assert set(state.asked) <= set(state.run.silos)
+    assert_rightly_asked(state)
     for silo, answer in state.answers.items():
         of_round = [m for m in silos[silo].said if is_of(m, state.run.id, state.round)]
         match answer:
             case Updated(payload=payload):
                 assert_made(payload, silos[silo], state.run.id, state.round)
                 assert any(isinstance(m, UpdatePublished) and is_honest(m, silos[silo]) for m in of_round)
+            case Declined(reason=DeclineReason.TASK_NOT_OFFERED):
+                assert any(isinstance(m, SiloHello) and not m.offers for m in silos[silo].said)
+            case Declined(reason=DeclineReason.NOT_ENROLLED):
+                pass  # no word of the silo's: it was taken out of the settings, and may be back in them
             case Declined():
                 assert any(isinstance(m, RoundDeclined) for m in of_round)
             case Failed(reason="script-error", announcement=announcement):
@@ -176,6 +223,25 @@ def assert_true(state: State, silos: Mapping[str, ModelSilo]) -> None:
                 assert any((m.announcement or announcement) >= announcement for m in failures)
             case Failed():
                 assert any(isinstance(m, UpdatePublished) and not is_honest(m, silos[silo]) for m in of_round)
+
+
+def assert_rightly_asked(state: Collecting) -> None:
+    """Those asked are in the order of the sum; a sample is the beginning of its order, which is drawn again here."""
+    listed = state.run.request.silos
+    for silos in (state.asked, state.run.silos):
+        assert list(silos) == ([s for s in listed if s in silos] if listed else sorted(silos))
+    if state.purpose is not Purpose.TRAIN or state.run.request.sample is None:
+        assert state.draw is None
+        return
+    assert state.draw is not None
+    digests = {s: hashlib.sha256(f"{state.run.seed}:{state.round}:{s}".encode()).hexdigest() for s in state.draw.among}
+    order = sorted(digests, key=lambda silo: digests[silo])
+    sample = state.run.request.sample
+    size = min(len(order), max(sample.minimum, math.ceil(sample.share * len(order))))
+    assert state.draw.size == size
+    assert set(order[:size]) <= set(state.asked)
+    assert state.announcement > 1 or len(state.asked) == size
+    assert state.quorum == state.run.request.quorum.needed(size)
 
 
 def assert_made(payload: Payload | None, silo: ModelSilo, run: str, number: int) -> None:

@@ -16,6 +16,7 @@ import os
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.scenario.machine_answers import Answers
+from tests.scenario.machine_members import Members
 from tests.scenario.machine_names import Names
 from tests.scenario.machine_rounds import Rounds
 
@@ -44,3 +45,6 @@ TestNames.settings = examined(40, steps=20)
 
 TestAnswers = Answers.TestCase
 TestAnswers.settings = examined(80, steps=20)
+
+TestMembers = Members.TestCase
+TestMembers.settings = examined(12, steps=12)
