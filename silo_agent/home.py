@@ -110,6 +110,10 @@ class RoundDirectory:
         make_directory(self.path)
         (self.path / ENDED).write_text(json.dumps(entry))
 
+    def reopen(self) -> None:
+        """Forgets that the round had ended: it is worked on again, and must not make room for others meanwhile."""
+        (self.path / ENDED).unlink(missing_ok=True)
+
     @property
     def ended(self) -> dict[str, Any] | None:
         """How it ended; None: it has not."""

@@ -191,6 +191,7 @@ class RoundWork:
         return rounds.TurnCame(await asyncio.to_thread(self._tries))
 
     def _tries(self) -> rounds.Tries:
+        self._directory.reopen()
         numbers = self._directory.attempts()
         failures = [self._directory.attempt(n).failure(self._announced.announcement) for n in numbers]
         last = numbers[-1] if numbers else 0

@@ -408,6 +408,20 @@ def free_locks(world: World) -> None:
             world.broker._unlock(queue, message)
 
 
+async def test_a_round_that_failed_and_is_announced_again_counts_as_ended_no_more(world: World) -> None:
+    """Else what is being trained could be cleared away, as the oldest of those that failed."""
+    world.does("crash hold")
+    async with world.agent(world.settings(tries=1)) as agent:
+        await world.announce(1)
+        assert (await world.hear())["kind"] == "training-failed"
+        await world.settled()
+        directory = agent.silo.home.round(RUN, 1)
+        assert directory.ended is not None
+        await world.announce(1, announcement=2)
+        await running(world, tries=2)
+        assert directory.ended is None
+
+
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 

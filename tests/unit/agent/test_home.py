@@ -131,6 +131,15 @@ def test_rounds_that_end_at_the_same_time_forget_each_others_directories(
     assert sorted(path.name for path in (home.path / "rounds" / RUN).iterdir()) == ["00003"]
 
 
+def test_a_round_that_is_worked_on_again_makes_no_room_for_others(home: Home) -> None:
+    home.take()
+    for run in ("a_00000000", "b_00000000", "c_00000000"):
+        made(home.round(run, 1), ended=True, how="failed")
+    home.round("a_00000000", 1).reopen()
+    home.forget_ended(1)
+    assert [run for run, _, _ in home.rounds()] == ["a_00000000", "c_00000000"]
+
+
 def test_rounds_are_listed_while_that_of_another_run_is_cleared_away(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
