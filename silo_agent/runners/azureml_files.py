@@ -7,7 +7,7 @@
 
 Here live names and copying. Every input lies under its digest and is never changed; a directory that a killed agent
 left half is made whole by the next. What a job wrote is not trusted: only names of the contract are taken, each with
-the digest that the job's process gave for it.
+the digest that the job's process gave for it, and no more than there is room for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,12 @@ from silo_agent.compute import Datastore
 from silo_agent.runners.azureml_verdict import Left
 
 _LONGEST: Final = 4 << 20
+_MOST_FILES: Final = 10_000
+"""Of a private state."""
+_MOST_PRINTED: Final = 16
+"""Processes of a job whose output is taken: those that failed first."""
+_ROOM: Final = 1_000_000_000
+"""Bytes that stay free on the agent's disk, whatever a job left."""
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@ -]*")
 _LAUNCHER: Final = "azureml_job.py"
 
@@ -114,17 +121,19 @@ class Files:
             await asyncio.to_thread(_write_if_new, target / "progress.json", document.data)
 
     async def left(self, result: str) -> list[Left]:
-        """What the processes of a job left, the one that ended first at the head."""
+        """What the processes of a job left: first those that failed, the one that ended first at the head."""
         rows = await self._store.list(self._datastore.container, f"{result}/ranks/")
         found = []
         for row in rows:
             if row.name.endswith(".json"):
                 ended = await self._json(row.name)
-                printed = await self._small(f"{row.name.removesuffix('.json')}.txt")
-                if isinstance(ended.get("status"), int):
+                if isinstance(status := ended.get("status"), int):
                     at = ended.get("at")
-                    found.append((at if isinstance(at, float) else 0.0, Left(ended["status"], printed)))
-        return [left for _, left in sorted(found, key=lambda pair: pair[0])]
+                    found.append((status == 0, at if isinstance(at, float) else 0.0, status, row.name))
+        return [
+            Left(status, await self._small(f"{name.removesuffix('.json')}.txt") if number < _MOST_PRINTED else b"")
+            for number, (_, _, status, name) in enumerate(sorted(found))
+        ]
 
     async def has_report(self, result: str) -> bool:
         """Whether a job has finished its work."""
@@ -139,15 +148,25 @@ class Files:
             await asyncio.to_thread((target / "state").mkdir, parents=True, exist_ok=True)
         if not isinstance(files, dict):
             raise Incomplete("the job's process does not say what it wrote")
-        for name, digest in sorted(files.items()):
-            if name != "update.safetensors" and not name.startswith("state/"):
-                continue
+        wanted = {n: d for n, d in sorted(files.items()) if n == "update.safetensors" or n.startswith("state/")}
+        await self._see_that_there_is_room(result, [*wanted, "report.json"], target)
+        for name, digest in wanted.items():
             if not isinstance(digest, str):
                 raise Incomplete(f"the job's process does not say what is in {name}")
             if not all(_PART.fullmatch(part) for part in name.split("/")):
                 raise Incomplete(f"{name} is no name for a file of the private state on AzureML")
             await self._fetch(f"{result}/{name}", target / name, digest)
         await self._fetch(f"{result}/report.json", target / "report.json", None)
+
+    async def _see_that_there_is_room(self, result: str, names: Collection[str], target: Path) -> None:
+        if len(names) > _MOST_FILES:
+            raise Incomplete(f"the job left {len(names)} files, and {_MOST_FILES} are taken at most")
+        blobs = {f"{result}/{name}" for name in names}
+        rows = await self._store.list(self._datastore.container, f"{result}/")
+        needed, free = sum(row.size for row in rows if row.name in blobs), await asyncio.to_thread(_free, target)
+        if needed + _ROOM > free:
+            told = f"the job left {needed / 1e9:.2f} GB, and {free / 1e9:.2f} are free below `home`"
+            raise Incomplete(f"{told}, of which {_ROOM / 1e9:.0f} stays free")
 
     async def _fetch(self, blob: str, target: Path, digest: str | None) -> None:
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
@@ -172,6 +191,10 @@ class Files:
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(next(at for at in (path, *path.parents) if at.is_dir())).free
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from messages.transport.directory import DirectoryStore
 from silo_agent.compute import Datastore
+from silo_agent.runners import azureml_files
 from silo_agent.runners.azureml_files import Files, Incomplete, brought_along, folder
 
 RESULT = "silobus/north/rounds/r/1/d/out/1"
@@ -76,6 +78,41 @@ async def test_what_is_not_as_it_was_written_does_not_count(
         await files.take(RESULT, tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
     assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize(("free", "taken"), [(1_000_000_103, True), (1_000_000_102, False)])
+async def test_a_job_cannot_fill_the_agents_disk(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, taken: bool
+) -> None:
+    """A hundred bytes of update, one of state, two of report; what is not fetched needs no room."""
+    left(tmp_path, {"update.safetensors": "u" * 100, "state/s": "s", "other.bin": "o" * 1000})
+    monkeypatch.setattr(azureml_files, "_free", lambda path: free)
+    with contextlib.nullcontext() if taken else pytest.raises(Incomplete, match="are free below `home`"):
+        await files.take(RESULT, tmp_path / "out")
+    assert (tmp_path / "out" / "update.safetensors").exists() is taken
+
+
+async def test_a_job_cannot_leave_files_without_number(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azureml_files, "_MOST_FILES", 3)
+    left(tmp_path, {"state/a": "1", "state/b": "2"})
+    await files.take(RESULT, tmp_path / "out")
+    left(tmp_path, {"state/a": "1", "state/b": "2", "state/c": "3"})
+    with pytest.raises(Incomplete, match="4 files"):
+        await files.take(RESULT, tmp_path / "out")
+
+
+async def test_of_many_processes_those_that_failed_first_are_heard(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azureml_files, "_MOST_PRINTED", 2)
+    ranks = left(tmp_path, {}) / "ranks"
+    for rank, status in enumerate([0, 1, 0, -9]):
+        (ranks / f"{rank}.json").write_text(json.dumps({"status": status, "at": 9.0 - rank}))
+        (ranks / f"{rank}.txt").write_text(f"of {rank}")
+    heard = [(one.status, one.printed) for one in await files.left(RESULT)]
+    assert heard == [(-9, b"of 3"), (1, b"of 1"), (0, b""), (0, b"")]
 
 
 async def test_a_half_put_directory_is_made_whole(files: Files, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,33 @@ def test_only_rank_0_hands_in(node: Path) -> None:
     assert launched(node, sys.executable, "-c", REPORT, rank=1) == 0
     assert not (node / "result" / "report.json").exists()
     assert launched(node, sys.executable, "-c", REPORT, rank=0) == 0
+    assert (node / "result" / "report.json").exists()
+
+
+@pytest.mark.parametrize("at", ["update.safetensors", "ranks/0.txt", "ranks/0.json"])
+def test_the_report_comes_last_and_not_at_all_where_something_before_it_went_wrong(node: Path, at: str) -> None:
+    """What the agent takes to count is not there before everything that belongs to it."""
+    more = "; pathlib.Path(os.environ['SILOBUS_OUTPUT'], 'update.safetensors').write_text('u')"
+    in_the_way = f"; os.mkdir({str(node / 'result' / at)!r})"
+    assert launched(node, sys.executable, "-c", REPORT + more + in_the_way) != 0
+    assert not (node / "result" / "report.json").exists()
+
+
+def test_the_sign_of_life_is_at_rest_before_the_report_comes(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written to the result any more once it counts."""
+    seen = []
+
+    def slowly(target: Path, result: Path, over: threading.Event) -> None:
+        over.wait()
+        time.sleep(0.2)
+        seen.append((result / "report.json").exists())
+
+    monkeypatch.setattr(azureml_job, "copy_progress", slowly)
+    monkeypatch.setattr(azureml_job.signal, "signal", lambda *_: None)
+    places = ["--lib", str(node / "lib"), "--round", str(node / "round"), "--result", str(node / "result")]
+    monkeypatch.setattr(sys, "argv", ["azureml_job.py", *places, "--", sys.executable, "-c", REPORT])
+    assert azureml_job.main() == 0
+    assert seen == [False]
     assert (node / "result" / "report.json").exists()
 
 
