@@ -18,15 +18,22 @@ param operators array
 param operatorType string = 'Group'
 @description('The object id of the agent\'s identity; empty: it comes with a key for its queues and a signature for blobs.')
 param agent string
+@description('Who signs for the blobs of a silo without an identity: has what its agent has on containers, and may sign. Empty: nobody.')
+param signer string = ''
+@allowed(['Group', 'User', 'ServicePrincipal'])
+param signerType string = 'User'
 
 var rights = loadJsonContent('rights.json')
 var others = concat(
-  [{ who: 'orchestrator', id: orchestrator, type: 'ServicePrincipal' }],
-  map(operators, id => { who: 'operator', id: id, type: operatorType })
+  [{ who: 'orchestrator', id: orchestrator, type: 'ServicePrincipal', on: ['queue', 'container'] }],
+  map(operators, id => { who: 'operator', id: id, type: operatorType, on: ['queue', 'container'] })
 )
-var everybody = concat(empty(agent) ? [] : [{ who: 'agent', id: agent, type: 'ServicePrincipal' }], others)
-var rows = flatten(map(everybody, one => map(
-  filter(rights.silo.grants, grant => grant.who == one.who),
+var agents = concat(
+  empty(agent) ? [] : [{ who: 'agent', id: agent, type: 'ServicePrincipal', on: ['queue', 'container'] }],
+  empty(signer) ? [] : [{ who: 'agent', id: signer, type: signerType, on: ['container'] }]
+)
+var rows = flatten(map(concat(agents, others), one => map(
+  filter(rights.silo.grants, grant => grant.who == one.who && contains(one.on, grant.on)),
   grant => { one: one, grant: grant, place: replace(grant.place, '{silo}', silo) }
 )))
 
@@ -79,6 +86,19 @@ module grants 'modules/grant.bicep' = [
     }
   }
 ]
+
+// A signature allows what its signer may do, and nothing once the signer may not: to ask for the key that signs is this role.
+var delegator = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', 'db58b8e5-c6ad-4a2a-8342-4190687cbf4a')
+
+resource signs 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(signer)) {
+  scope: store
+  name: guid(store.id, signer, delegator)
+  properties: {
+    principalId: signer
+    principalType: signerType
+    roleDefinitionId: delegator
+  }
+}
 
 // A key has the same rights as an identity: one rule of the same name on each of the silo's queues.
 module rules 'modules/key-rule.bicep' = [

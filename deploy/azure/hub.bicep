@@ -31,6 +31,8 @@ param largeModels bool = false
 param minReplicas int = 0
 param maxReplicas int = 3
 param softDeleteDays int = 7
+@description('What the orchestrator keeps of runs, and how long: {updates, models, days}, as in its settings.')
+param retention object = {}
 @description('Of the virtual network of the private profile.')
 param addressPrefix string = '10.20.0.0/24'
 
@@ -120,6 +122,7 @@ module registry 'modules/registry.bicep' = {
     name: take('${unique}images', 50)
     location: location
     isPrivate: isPrivate
+    premium: isPrivate
     pullers: [orchestrator.properties.principalId]
   }
 }
@@ -227,6 +230,7 @@ module app 'modules/app.bicep' = if (!empty(image)) {
       }
       silos: silos
       scratch: '/tmp/scratch'
+      retention: retention
       health: {
         port: 8080
         host: '0.0.0.0'

@@ -29,8 +29,11 @@ param size string = 'cpu'
 param azureml bool = false
 @description('A storage account for AzureML that is there already, in this resource group.')
 param existingStorage string = ''
-@description('A container of it with data to train on.')
+@description('A container of it with data to train on, and a datastore of that name, with _ for hyphens.')
 param dataContainer string = ''
+@description('How many nodes AzureML may run at once: at least the `instances` of any task. None run while no job does.')
+@minValue(1)
+param maxNodes int = 1
 @description('Days after which weights, private state and results of AzureML\'s jobs are deleted; more than a run may last.')
 @minValue(1)
 param keepRoundsDays int = 90
@@ -84,6 +87,7 @@ module registry 'modules/registry.bicep' = {
     name: take('${unique}images', 50)
     location: location
     isPrivate: isPrivate
+    premium: isPrivate || azureml // AzureML's network reaches it through a private endpoint, in `open` too
     pullers: [agent.properties.principalId]
   }
 }
@@ -230,6 +234,7 @@ module training 'modules/training.bicep' = if (azureml) {
     location: location
     isPrivate: isPrivate
     vmSize: sizes.compute
+    maxNodes: maxNodes
     existingStorage: existingStorage
     dataContainer: dataContainer
     keepRoundsDays: keepRoundsDays
@@ -281,3 +286,6 @@ output clientId string = agent.properties.clientId
 output registry string = registry.outputs.server
 output workspace string = azureml ? training.outputs.workspace : ''
 output trainingStorage string = azureml ? training.outputs.storage : ''
+output vault string = azureml ? training.outputs.vault : ''
+@description('Of the share that is the home of the agent: its directory is made once, by hand.')
+output homeAccount string = homeStays ? home.outputs.account : ''

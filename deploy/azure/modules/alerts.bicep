@@ -1,5 +1,7 @@
 // What a person is told: dead letters, messages that wait too long, silos that were asked and give no sign of life.
 //
+// No process of ours ever asks for a key of the namespace, so whoever does is told of as well.
+//
 // Service Bus has no metric for the age of a message. But where a queue was never empty for a while and nothing was
 // completed or set aside, its oldest message has waited for at least that while.
 
@@ -14,6 +16,14 @@ param patience object = {
   silo: 'PT6H'
 }
 
+var keyOperations = [
+  'authorizationRules/listkeys/action'
+  'authorizationRules/regenerateKeys/action'
+  'authorizationRules/write'
+  'queues/authorizationRules/ListKeys/action'
+  'queues/authorizationRules/regenerateKeys/action'
+  'queues/authorizationRules/write'
+]
 var orchestrators = concat(['experiments', 'work'], map(silos, silo => 'from-${silo}'))
 var waits = concat(
   map(orchestrators, queue => { queue: queue, window: patience.orchestrator }),
@@ -33,6 +43,39 @@ resource people 'Microsoft.Insights/actionGroups@2023-01-01' = {
         useCommonAlertSchema: true
       }
     ]
+  }
+}
+
+resource keysRead 'Microsoft.Insights/activityLogAlerts@2020-10-01' = {
+  name: '${prefix}-keys-read'
+  location: 'global'
+  properties: {
+    description: 'Somebody read or renewed a key of the namespace: az monitor activity-log list'
+    enabled: true
+    scopes: [busId]
+    condition: {
+      allOf: [
+        {
+          field: 'category'
+          equals: 'Administrative'
+        }
+        {
+          anyOf: [
+            for operation in keyOperations: {
+              field: 'operationName'
+              equals: 'Microsoft.ServiceBus/namespaces/${operation}'
+            }
+          ]
+        }
+      ]
+    }
+    actions: {
+      actionGroups: [
+        {
+          actionGroupId: people.id
+        }
+      ]
+    }
   }
 }
 

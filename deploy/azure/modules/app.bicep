@@ -64,6 +64,10 @@ resource app 'Microsoft.App/containerApps@2025-01-01' = {
               name: 'AZURE_CLIENT_ID'
               value: clientId
             }
+            {
+              name: 'SETTINGS' // a change of a secret alone makes no new revision, and settings are read when a process starts
+              value: uniqueString(settings)
+            }
           ]
           resources: {
             cpu: json(size.cpu)

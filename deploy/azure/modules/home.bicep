@@ -57,4 +57,5 @@ resource mount 'Microsoft.App/managedEnvironments/storages@2025-01-01' = {
 }
 
 output id string = account.id
+output account string = account.name
 output mount string = mount.name

@@ -3,6 +3,8 @@
 param name string
 param location string
 param isPrivate bool
+@description('Whether private endpoints lead to it, which takes Premium: in `private`, and from AzureML\'s managed network.')
+param premium bool
 @description('Identities that run images from it.')
 param pullers array
 
@@ -12,7 +14,7 @@ resource registry 'Microsoft.ContainerRegistry/registries@2023-07-01' = {
   name: name
   location: location
   sku: {
-    name: isPrivate ? 'Premium' : 'Basic'
+    name: premium ? 'Premium' : 'Basic'
   }
   properties: {
     adminUserEnabled: false

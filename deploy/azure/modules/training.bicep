@@ -1,10 +1,14 @@
-// AzureML for a silo: a workspace that nothing leaves but to its own storage, compute that sleeps, and one datastore.
+// AzureML for a silo: a workspace that nothing leaves but to its own storage, compute that sleeps, and datastores without keys.
+//
+// Approved outbound only means that AzureML makes private endpoints of its own to the workspace's storage, vault and
+// registry, whether or not these can be reached otherwise; so there is no rule for them here.
 
 param name string
 param location string
 param isPrivate bool
 @description('The size of one node; see sizes.json.')
 param vmSize string
+param maxNodes int
 @description('A storage account of the silo that is there already, in this resource group; empty: one is made.')
 param existingStorage string
 @description('A container of that account with data to train on, made if it is not there; empty: none.')
@@ -168,17 +172,6 @@ resource workspace 'Microsoft.MachineLearningServices/workspaces@2024-10-01' = {
     v1LegacyMode: false
     managedNetwork: {
       isolationMode: 'AllowOnlyApprovedOutbound' // in both profiles: the data is the same
-      outboundRules: {
-        storage: {
-          type: 'PrivateEndpoint'
-          category: 'UserDefined'
-          destination: {
-            serviceResourceId: storage.id
-            subresourceTarget: 'blob'
-            sparkEnabled: false
-          }
-        }
-      }
     }
   }
   dependsOn: [made]
@@ -204,7 +197,7 @@ resource cluster 'Microsoft.MachineLearningServices/workspaces/computes@2024-10-
       remoteLoginPortPublicAccess: 'Disabled'
       scaleSettings: {
         minNodeCount: 0
-        maxNodeCount: 1
+        maxNodeCount: maxNodes
         nodeIdleTimeBeforeScaleDown: 'PT5M'
       }
     }
@@ -222,6 +215,20 @@ resource datastore 'Microsoft.MachineLearningServices/workspaces/datastores@2024
       credentialsType: 'None' // whoever runs the job is asked who they are
     }
   }
+}
+
+resource datastoreOfRecords 'Microsoft.MachineLearningServices/workspaces/datastores@2024-10-01' = if (!empty(dataContainer)) {
+  parent: workspace
+  name: replace(dataContainer, '-', '_') // AzureML's own tools take small letters, digits and underscores
+  properties: {
+    datastoreType: 'AzureBlob'
+    accountName: storage.name
+    containerName: dataContainer
+    credentials: {
+      credentialsType: 'None'
+    }
+  }
+  dependsOn: [records]
 }
 
 resource computesData 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
@@ -278,5 +285,6 @@ output workspaceId string = workspace.id
 output workspace string = workspace.name
 output storage string = storage.name
 output vaultId string = vault.id
+output vault string = vault.name
 output storageId string = storage.id
 output compute string = compute.properties.principalId

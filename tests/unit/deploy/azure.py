@@ -8,13 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.unit.deploy.bicep import SUBSCRIPTION, Resource, deploy
+from tests.unit.deploy.bicep import deploy
+from tests.unit.deploy.bicep_values import SUBSCRIPTION, Resource
 
 ROOT = Path(__file__).resolve().parents[3]
 AZURE = ROOT / "deploy" / "azure"
 SILOS = ["north", "south", "island"]
 PROFILES = ["open", "private"]
 PEOPLE = "people"
+ABROAD, SIGNER = "abroad", "signer"
+"""A silo that comes with a key, and who signs for its blobs."""
 AZUREML = {"azureml": True, "dataContainer": "records"}
 SILOS_OWN = {"training", "records"}
 """Containers that are no part of the exchange."""
@@ -27,10 +30,21 @@ BUILT_IN: Mapping[str, tuple[str, frozenset[str]]] = {
         "Storage Blob Data Contributor",
         frozenset({"blobs/read", "blobs/write", "blobs/add/action", "blobs/delete"}),
     ),
+    "db58b8e5-c6ad-4a2a-8342-4190687cbf4a": ("Storage Blob Delegator", frozenset()),
     "7f951dda-4ed3-4680-a7ca-43fe172d538d": ("AcrPull", frozenset()),
     "f6c7c914-8db3-469d-8ca1-694a8f32e121": ("AzureML Data Scientist", frozenset()),
 }
 """Azure's own roles that may be assigned at all, and what they allow on messages and blobs."""
+
+
+KINDS = {
+    "Microsoft.ServiceBus/namespaces/queues": "queue",
+    "Microsoft.Storage/storageAccounts/blobServices/containers": "container",
+    "Microsoft.Storage/storageAccounts": "account",
+    "Microsoft.ContainerRegistry/registries": "registry",
+    "Microsoft.MachineLearningServices/workspaces": "workspace",
+}
+"""What roles are assigned on, in our words."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Grant:
     who: str
     """`orchestrator`, `operator`, `agent-north`, `compute-north`."""
     kind: str
-    """queue, container, registry, workspace."""
+    """queue, container, registry, workspace, account."""
     place: str
     role: str
     actions: frozenset[str]
@@ -65,11 +79,10 @@ class Federation:
 
     def _grant(self, assignment: Resource) -> Grant:
         role, actions = self._role(assignment["properties.roleDefinitionId"])
-        parts = assignment.scope.split("/")
-        kind = {"queues": "queue", "containers": "container", "registries": "registry", "workspaces": "workspace"}
+        provider, *parts = assignment.scope.rpartition("/providers/")[2].split("/")
         return Grant(
             who=self._who(assignment["properties.principalId"]),
-            kind=kind.get(parts[-2], assignment.scope),
+            kind=KINDS.get("/".join([provider, *parts[::2]]), assignment.scope),
             place=parts[-1],
             role=role,
             actions=actions,
@@ -77,8 +90,8 @@ class Federation:
         )
 
     def _who(self, principal: str) -> str:
-        if principal == PEOPLE:
-            return "operator"
+        if principal in (PEOPLE, SIGNER):
+            return "operator" if principal == PEOPLE else f"agent-{ABROAD}"
         group, name = principal.removesuffix(".properties.principalId").split("/")[4::4][:2]
         if name.endswith("-orchestrator"):
             return "orchestrator"
@@ -100,27 +113,51 @@ class Federation:
 
 @cache
 def federation(
-    profile: str, *, large_models: bool = False, size: str = "cpu", runs: str = "container-app"
+    profile: str,
+    *,
+    large_models: bool = False,
+    size: str = "cpu",
+    runs: str = "container-app",
+    keys: bool = False,
+    issuer: str = "",
+    azureml: bool = True,
 ) -> Federation:
-    """A hub, and in resource groups of their own three silos, each with AzureML."""
+    """A hub, and in resource groups of their own three silos, each with AzureML.
+
+    With `keys`, a fourth comes with a key, and with a person who signs for its blobs.
+    """
+    enrolled = [*SILOS, ABROAD] if keys else SILOS
     hub, outputs = deploy(
         AZURE / "hub.bicep",
         "hub",
         {
             "profile": profile,
             "name": "silobus",
-            "silos": SILOS,
+            "silos": enrolled,
             "operators": [PEOPLE],
             "email": "operators@example.org",
             "image": "orchestrator:1",
             "largeModels": large_models,
+            "keys": keys,
         },
     )
+    more = {"size": size, "runs": runs, "issuer": issuer, **(AZUREML if azureml else {})}
     silos = {}
     for silo in SILOS:
-        made, _ = deploy(AZURE / "silo.bicep", silo, silo_parameters(silo, profile, outputs, size=size, runs=runs))
+        made, _ = deploy(AZURE / "silo.bicep", silo, silo_parameters(silo, profile, outputs, **more))
         silos[silo] = made.made
+    if keys:
+        silos[ABROAD] = with_a_key(outputs)
     return Federation(hub.made, silos, outputs)
+
+
+def with_a_key(outputs: Mapping[str, Any]) -> list[Resource]:
+    """A silo without an identity, as the hub's owner enrols it."""
+    hub = {name: outputs[name] for name in ("namespace", "storageAccount", "orchestrator")}
+    made, _ = deploy(
+        AZURE / "enrol.bicep", "hub", {**hub, "silo": ABROAD, "operators": [PEOPLE], "agent": "", "signer": SIGNER}
+    )
+    return made.made
 
 
 def silo_parameters(silo: str, profile: str, outputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -134,4 +171,4 @@ def silo_parameters(silo: str, profile: str, outputs: Mapping[str, Any], **more:
         "operators": [PEOPLE],
         "operatorType": "Group",
     }
-    return {"silo": silo, "profile": profile, "hub": hub, "policy": {}, "image": "agent:1", **AZUREML, **more}
+    return {"silo": silo, "profile": profile, "hub": hub, "policy": {}, "image": "agent:1", **more}

@@ -7,48 +7,21 @@ stays a text that says where it would come from.
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tree_sitter_bicep
-from tree_sitter import Language, Node, Parser
+from tree_sitter import Node
 
-SUBSCRIPTION = "/subscriptions/sub"
+from tests.unit.deploy.bicep_syntax import Wrong, expression, name_of, parse, split, text_of, walk
+from tests.unit.deploy.bicep_values import FUNCTIONS, SUBSCRIPTION, Later, Resource, resource_id
+
 TYPES = {"string": str, "int": int, "bool": bool, "array": list, "object": dict}
-
 AFTER = {"member_expression", "subscript_expression", "call_expression"}
 OPERATORS = {"binary_expression", "unary_expression", "ternary_expression"}
-
-
-class Wrong(Exception):
-    """What a Bicep compiler, or Azure, would refuse; or what this file does not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A resource that is made, or (existing) referred to."""
-
-    type: str
-    version: str
-    name: str
-    id: str
-    body: Mapping[str, Any]
-    existing: bool
-    scope: str
-    file: str
-
-    def __getitem__(self, key: str) -> Any:
-        value: Any = self.body
-        for part in key.split("."):
-            value = value[part]
-        return value
 
 
 @dataclass
@@ -62,76 +35,10 @@ class Deployment:
         return [resource for resource in self.made if resource.type == kind]
 
 
-def parse(path: Path) -> Node:
-    """The tree of a file. Raises Wrong where it is no Bicep."""
-    root = _parser().parse(path.read_bytes()).root_node
-    if root.has_error:
-        bad = next(node for node in walk(root) if node.type == "ERROR" or node.is_missing)
-        raise Wrong(f"{path.name}:{bad.start_point[0] + 1}: not Bicep: {_text(bad)[:60]!r}")
-    return root
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """A node and everything below it."""
-    yield node
-    for child in node.children:
-        yield from walk(child)
-
-
 def deploy(path: Path, group: str, parameters: Mapping[str, Any]) -> tuple[Deployment, dict[str, Any]]:
     """What deploying a file into a resource group makes, and its outputs."""
     done = Deployment()
     return done, File(path, f"{SUBSCRIPTION}/resourceGroups/{group}", parameters, done).run()
-
-
-@cache
-def _parser() -> Parser:
-    return Parser(Language(tree_sitter_bicep.language()))
-
-
-def split(text: str, operator: str, at_most: int = -1) -> list[str]:
-    """The parts of an expression between operators that stand in no brackets and no text."""
-    parts: list[str] = []
-    depth, quoted, start, at = 0, False, 0, 0
-    while at < len(text):
-        char = text[at]
-        if quoted:
-            at += char == "\\"
-            quoted = char != "'"
-            if text.startswith("${", at):
-                at = _closing(text, at + 1)
-        elif char == "'":
-            quoted = True
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif depth == 0 and len(parts) != at_most and text.startswith(operator, at):
-            parts.append(text[start:at].strip())
-            start = at = at + len(operator)
-            continue
-        at += 1
-    return [*parts, text[start:].strip()]
-
-
-def _closing(text: str, at: int) -> int:
-    depth = 0
-    while True:
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return at
-        at += 1
-
-
-def _expression(text: str) -> Node:
-    root = _parser().parse(f"var it = {text}\n".encode()).root_node
-    if root.has_error:
-        raise Wrong(f"not Bicep: {text}")
-    return root.named_children[0].named_children[-1]
-
-
-def _text(node: Node) -> str:
-    return (node.text or b"").decode()
 
 
 @dataclass(frozen=True)
@@ -146,7 +53,7 @@ class File:
         self.path, self.group, self.done = path, group, done
         declared = [n for n in parse(path).named_children if n.type.endswith("_declaration")]
         self.outputs = [n for n in declared if n.type == "output_declaration"]
-        self.declared = {_name(n): n for n in declared if n.type != "output_declaration"}
+        self.declared = {name_of(n): n for n in declared if n.type != "output_declaration"}
         self.values: dict[str, Any] = {}
         known = {name for name, node in self.declared.items() if node.type == "parameter_declaration"}
         if unknown := set(parameters) - known:
@@ -156,7 +63,7 @@ class File:
     def run(self) -> dict[str, Any]:
         for name in self.declared:
             self.value(name)
-        told = {_name(n): self.eval(n.named_children[-1], {}) for n in self.outputs}
+        told = {name_of(n): self.eval(n.named_children[-1], {}) for n in self.outputs}
         if unused := {name for name in self.declared if not self._is_used(name)}:
             raise Wrong(f"{self.path.name}: nothing uses {sorted(unused)}")
         return told
@@ -165,9 +72,9 @@ class File:
         """What makes nothing itself is there to be used; looked for in the text, where a choice has both its sides."""
         node = self.declared[name]
         makes = node.type not in ("parameter_declaration", "variable_declaration")
-        if makes and not any(_text(child) == "existing" for child in node.children):
+        if makes and not any(text_of(child) == "existing" for child in node.children):
             return True
-        return sum(n.type == "identifier" and _text(n) == name for n in walk(parse(self.path))) > 1
+        return sum(n.type == "identifier" and text_of(n) == name for n in walk(parse(self.path))) > 1
 
     def _bind(self, given: Mapping[str, Any]) -> None:
         decorators: list[Node] = []
@@ -181,24 +88,22 @@ class File:
                 decorators = []
 
     def _parameter(self, node: Node, decorators: list[Node], given: Mapping[str, Any]) -> None:
-        name = _name(node)
+        name = name_of(node)
         [kind] = [n for n in node.named_children if n.type == "type"]
         default = node.named_children[-1] if node.named_children[-1].type != "type" else None
         if name not in given and default is None:
             raise Wrong(f"{self.path.name} needs the parameter {name}")
         value = given[name] if name in given else self.eval(default, {})  # type: ignore[arg-type]
-        wanted = TYPES[_text(kind)]
+        wanted = TYPES[text_of(kind)]
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise Wrong(f"{self.path.name}: {name} should be of type {_text(kind)} and is {value!r}")
+            raise Wrong(f"{self.path.name}: {name} should be of type {text_of(kind)} and is {value!r}")
         for decorator in decorators:
             call = decorator.named_children[0]
-            if _text(call).startswith("allowed("):
+            if text_of(call).startswith("allowed("):
                 allowed = self.eval(call.named_children[1].named_children[0], {})
                 if value not in allowed:
                     raise Wrong(f"{self.path.name}: {name} is {value!r}, and may be {allowed}")
         self.values[name] = value
-
-    # --- names -------------------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Any:
         if name not in self.values:
@@ -215,7 +120,7 @@ class File:
                 return self._each(node.named_children[-1], {}, lambda body, names: self._resource(node, body, names))
             case "module_declaration":
                 return self._each(node.named_children[-1], {}, lambda body, names: self._module(node, body, names))
-        raise Wrong(f"{self.path.name}: {node.type} {_name(node)}")
+        raise Wrong(f"{self.path.name}: {node.type} {name_of(node)}")
 
     def _each(self, node: Node, names: dict[str, Any], make: Callable[[Node, dict[str, Any]], Any]) -> Any:
         match node.type:
@@ -223,25 +128,23 @@ class File:
                 return list(self._loop(node, names, lambda body, inner: self._each(body, inner, make)))
             case "if_statement":
                 condition, body = node.named_children
-                return make(body, names) if self._truth(_text(condition), names) else None
+                return make(body, names) if self._truth(text_of(condition), names) else None
             case "object":
                 return make(node, names)
         raise Wrong(f"{self.path.name}: {node.type}")
 
     def _loop(self, node: Node, names: dict[str, Any], make: Callable[[Node, dict[str, Any]], Any]) -> Iterator[Any]:
         variables, items, body = node.named_children
-        called = [_text(n) for n in variables.named_children] if variables.named_children else [_text(variables)]
+        called = [text_of(n) for n in variables.named_children] if variables.named_children else [text_of(variables)]
         found = self.eval(items, names)
         if not isinstance(found, list):
-            raise Wrong(f"{self.path.name}: {_text(items)} is no array")
+            raise Wrong(f"{self.path.name}: {text_of(items)} is no array")
         for index, item in enumerate(found):
             yield make(body, {**names, **dict(zip(called, (item, index), strict=False))})
 
-    # --- resources ---------------------------------------------------------------------------------------------------
-
     def _resource(self, node: Node, body: Node, names: dict[str, Any]) -> Resource:
         kind, _, version = self.eval(node.named_children[1], {}).partition("@")
-        existing = any(_text(child) == "existing" for child in node.children)
+        existing = any(text_of(child) == "existing" for child in node.children)
         said = self._object(body, names, skip={"dependsOn"})
         self._depends(body, names)
         parent, scope = said.pop("parent", None), said.pop("scope", None)
@@ -249,7 +152,9 @@ class File:
         if parent and not kind.startswith(f"{parent.type}/"):
             raise Wrong(f"{self.path.name}: a {kind} is no child of a {parent.type}")
         within = scope.id if isinstance(scope, Resource) else self.group
-        resource = Resource(kind, version, name, _id(within, kind, name), said, existing, within, self.path.name)
+        resource = Resource(
+            kind, version, name, resource_id(within, kind, name), said, existing, within, self.path.name
+        )
         if not existing:
             self.done.made.append(resource)
         return resource
@@ -268,23 +173,21 @@ class File:
 
     def _depends(self, body: Node, names: dict[str, Any]) -> None:
         for prop in body.named_children:
-            if prop.type == "object_property" and _text(prop.named_children[0]) == "dependsOn":
+            if prop.type == "object_property" and text_of(prop.named_children[0]) == "dependsOn":
                 for one in prop.named_children[1].named_children:
-                    if _text(one) not in self.declared:
-                        raise Wrong(f"{self.path.name}: depends on {_text(one)}, which is not there")
-
-    # --- expressions -------------------------------------------------------------------------------------------------
+                    if text_of(one) not in self.declared:
+                        raise Wrong(f"{self.path.name}: depends on {text_of(one)}, which is not there")
 
     def eval(self, node: Node, names: dict[str, Any]) -> Any:
         if node.type in OPERATORS or (node.type in AFTER and node.named_children[0].type in OPERATORS):
-            return self._operators(_text(node).strip(), names)
+            return self._operators(text_of(node).strip(), names)
         match node.type:
             case "string":
                 return "".join(self._piece(child, names) for child in node.named_children)
             case "number":
-                return int(_text(node))
+                return int(text_of(node))
             case "boolean":
-                return _text(node) == "true"
+                return text_of(node) == "true"
             case "null":
                 return None
             case "parenthesized_expression":
@@ -296,15 +199,15 @@ class File:
             case "for_statement":
                 return list(self._loop(node, names, self.eval))
             case "identifier":
-                name = _text(node)
+                name = text_of(node)
                 return names[name] if name in names else self.value(name)
             case "member_expression":
-                return self._member(self.eval(node.named_children[0], names), _text(node.named_children[1]))
+                return self._member(self.eval(node.named_children[0], names), text_of(node.named_children[1]))
             case "subscript_expression":
                 return self._member(*(self.eval(n, names) for n in node.named_children))
             case "call_expression":
                 return self._call(node, names)
-        raise Wrong(f"{self.path.name}:{node.start_point[0] + 1}: {node.type}: {_text(node)[:60]}")
+        raise Wrong(f"{self.path.name}:{node.start_point[0] + 1}: {node.type}: {text_of(node)[:60]}")
 
     def _operators(self, text: str, names: dict[str, Any]) -> Any:
         """By precedence, which the grammar does not know: it takes `a == b.c` for `(a == b).c`."""
@@ -320,7 +223,7 @@ class File:
                 return (self._operators(parts[0], names) == self._operators(parts[1], names)) == (operator == "==")
         if text.startswith("!"):
             return not self._truth(text[1:], names)
-        node = _expression(text)
+        node = expression(text)
         if node.type in OPERATORS:
             raise Wrong(f"{self.path.name}: {text}")
         return self.eval(node, names)
@@ -335,9 +238,9 @@ class File:
         if node.type == "interpolation":
             value = self.eval(node.named_children[0], names)
             if not isinstance(value, str | int):
-                raise Wrong(f"{self.path.name}: {_text(node)} is no text: {value!r}")
+                raise Wrong(f"{self.path.name}: {text_of(node)} is no text: {value!r}")
             return str(value)
-        return _text(node).replace("\\'", "'").replace("\\n", "\n")
+        return text_of(node).replace("\\'", "'").replace("\\n", "\n")
 
     def _object(
         self, node: Node, names: dict[str, Any], skip: frozenset[str] | set[str] = frozenset()
@@ -347,7 +250,7 @@ class File:
             if prop.type == "comment":
                 continue
             key, value = prop.named_children[0], prop.named_children[1]
-            called = self.eval(key, names) if key.type == "string" else _text(key)
+            called = self.eval(key, names) if key.type == "string" else text_of(key)
             if called in made:
                 raise Wrong(f"{self.path.name}: {called} is there twice")
             if called not in skip:
@@ -374,15 +277,15 @@ class File:
 
     def _argument(self, node: Node, names: dict[str, Any]) -> Any:
         """A value, or a function of one. Its body is read apart: the grammar takes `x => x.a` for `(x => x).a`."""
-        if (function := re.fullmatch(r"(\w+) => (.+)", _text(node), re.DOTALL)) is None:
+        if (function := re.fullmatch(r"(\w+) => (.+)", text_of(node), re.DOTALL)) is None:
             return self.eval(node, names)
         variable, text = function.groups()
-        body = _expression(text)
+        body = expression(text)
         return lambda item: self.eval(body, {**names, variable: item})
 
     def _call(self, node: Node, names: dict[str, Any]) -> Any:
         function, arguments = node.named_children
-        called = _text(function)
+        called = text_of(function)
         if called in ("loadJsonContent",):
             [path] = [self.eval(n, names) for n in arguments.named_children]
             return json.loads((self.path.parent / path).read_text())
@@ -392,55 +295,7 @@ class File:
             return {"id": group, "name": group.rpartition("/")[2], "location": "somewhere"}
         if called == "resourceId":
             *where, kind, name = args
-            return _id(f"{SUBSCRIPTION}/resourceGroups/{where[-1]}" if where else self.group, kind, name)
+            return resource_id(f"{SUBSCRIPTION}/resourceGroups/{where[-1]}" if where else self.group, kind, name)
         if called not in FUNCTIONS:
             raise Wrong(f"{self.path.name}: there is no function {called}")
         return FUNCTIONS[called](*args)
-
-
-@dataclass(frozen=True)
-class Later:
-    """Properties of a resource: those that are written down, and those that Azure will say."""
-
-    called: str
-    known: Any
-
-
-def _name(node: Node) -> str:
-    return _text(next(n for n in node.named_children if n.type == "identifier"))
-
-
-def _id(within: str, kind: str, name: str) -> str:
-    provider, *types = kind.split("/")
-    names = name.split("/")
-    if len(types) != len(names):
-        raise Wrong(f"a {kind} cannot be called {name}")
-    return f"{within}/providers/{provider}/" + "/".join(f"{t}/{n}" for t, n in zip(types, names, strict=True))
-
-
-def _union(*dicts: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for one in dicts for key, value in one.items()}
-
-
-def _subnet(prefix: str, size: int, index: int) -> str:
-    return str(list(ipaddress.ip_network(prefix).subnets(new_prefix=size))[index])
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "cidrSubnet": _subnet,
-    "concat": lambda *lists: [item for one in lists for item in one],
-    "empty": lambda value: not value,
-    "environment": lambda: {"suffixes": {"storage": "core.windows.net"}},
-    "filter": lambda items, test: [item for item in items if test(item)],
-    "flatten": lambda lists: [item for one in lists for item in one],
-    "guid": lambda *parts: "guid-" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:32],
-    "json": json.loads,
-    "map": lambda items, make: [make(item) for item in items],
-    "replace": lambda text, old, new: text.replace(old, new),
-    "string": json.dumps,
-    "subscription": lambda: {"tenantId": "tenant", "subscriptionId": "sub"},
-    "subscriptionResourceId": lambda kind, name: _id(SUBSCRIPTION, kind, name),
-    "take": lambda text, count: text[:count],
-    "union": _union,
-    "uniqueString": lambda *parts: re.sub("[^a-z0-9]", "", hashlib.sha256("|".join(parts).encode()).hexdigest())[:13],
-}
