@@ -92,8 +92,7 @@ class Director:
             await self._stage.raise_up(name)
 
     async def _kill_now(self, name: str) -> None:
-        if self._stage.alive(name):
-            await self._stage.kill(name)
+        if await self._stage.kill(name):
             self.counts["kills"] += 1
 
     async def _kill_trainer(self, action: Action) -> bool:
@@ -117,7 +116,8 @@ class Director:
                 os.kill(pid or 0, signal.SIGSTOP)
         else:
             stage = self._stage
-            name = action.choose(stage.living(["bus", *stage.orchestrators, *stage.agents]))
+            there = stage.living(["bus", *stage.orchestrators, *stage.agents])
+            name = action.choose(there) if there else "nobody"
             pid = stage.signal(name, signal.SIGSTOP)
         if pid is None:
             return False

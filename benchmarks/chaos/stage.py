@@ -76,6 +76,7 @@ class Stage:
         self._key = secrets.token_hex(16)
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
         layout.make(self.folder)
         if small_disks:
             self._mount()
@@ -145,16 +146,22 @@ class Stage:
 
     async def raise_up(self, name: str) -> None:
         """Starts a process, if it does not run."""
-        if not self.alive(name):
-            self._running[name] = process = await spawn(self._command(name))
-            self._keepers[name] = asyncio.create_task(self._keep(name, process))
+        async with self._turn(name):
+            if not self.alive(name):
+                keeper = self._keepers.pop(name, None)
+                if keeper is not None and keeper is not asyncio.current_task():
+                    keeper.cancel()
+                self._running[name] = process = await spawn(self._command(name))
+                self._keepers[name] = asyncio.create_task(self._keep(name, process))
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
 
     async def _keep(self, name: str, process: asyncio.subprocess.Process) -> None:
         """One that ends by itself is started again, and noted."""
         status = await process.wait()
         self.ended_by_themselves.append((name, status))
         await asyncio.sleep(_PAUSE)
-        del self._running[name]
         await self.raise_up(name)
 
     def alive(self, name: str) -> bool:
@@ -165,13 +172,18 @@ class Stage:
         """Those of them that run."""
         return [name for name in among if self.alive(name)]
 
-    async def kill(self, name: str) -> None:
-        """As a power cut ends it; nobody starts it again but `raise_up`."""
-        self._keepers.pop(name).cancel()
-        process = self._running.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    async def kill(self, name: str) -> bool:
+        """As a power cut ends it; nobody starts it again but `raise_up`. False: it had ended by itself."""
+        async with self._turn(name):
+            if (keeper := self._keepers.pop(name, None)) is not None:
+                keeper.cancel()
+            process = self._running.pop(name, None)
+            if process is None or process.returncode is not None:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            return True
 
     def signal(self, name: str, number: signal.Signals) -> int | None:
         """Its process id, or None when it does not run."""
@@ -244,8 +256,11 @@ class Stage:
 
     def messages_there(self) -> int:
         """How many messages the queues have taken since they were made."""
-        with contextlib.closing(sqlite3.connect(self.folder.bus / "queues.sqlite")) as there:
-            return int(there.execute("SELECT total(last_sequence) FROM queues").fetchone()[0])
+        try:
+            with contextlib.closing(sqlite3.connect(self.folder.bus / "queues.sqlite")) as there:
+                return int(there.execute("SELECT total(last_sequence) FROM queues").fetchone()[0])
+        except sqlite3.Error:  # a full disk leaves no room to look either
+            return 0
 
     def forget(self, *, keep: bool) -> None:
         """Takes the disks away, and with `keep` leaves what was on them; else the folder goes too."""
