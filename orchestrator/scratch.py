@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, final
 
+from messages.errors import Transient, says_full
 from messages.log import EventLog
 
 _log: Final = EventLog(__name__)
@@ -32,13 +33,18 @@ class Scratch:
 
     @contextlib.asynccontextmanager
     async def directory(self) -> AsyncIterator[Path]:
-        """An empty directory, deleted afterwards, with all that is in it."""
+        """An empty directory, deleted afterwards, with all that is in it. Raises Transient when the disk is full."""
         await self.sweep()
-        path, lock = await asyncio.to_thread(self._made)
         try:
-            yield path
-        finally:
-            await asyncio.shield(asyncio.to_thread(_removed, path, lock))
+            path, lock = await asyncio.to_thread(self._made)
+            try:
+                yield path
+            finally:
+                await asyncio.shield(asyncio.to_thread(_removed, path, lock))
+        except OSError as error:
+            if not says_full(error):
+                raise
+            raise Transient(f"the disk with the scratch directory {self._root} is full; make room there") from error
 
     async def sweep(self) -> None:
         """Deletes what processes left that are gone."""

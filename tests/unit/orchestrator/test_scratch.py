@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from messages.errors import Transient
 from orchestrator.scratch import Scratch
 
 HOLDER = """
@@ -58,3 +62,17 @@ async def test_a_link_is_not_followed(tmp_path: Path) -> None:
     await Scratch(tmp_path).sweep()
     assert (tmp_path / "precious").is_dir()
     assert (tmp_path / "silobus-link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"), [(errno.ENOSPC, Transient), (errno.EDQUOT, Transient), (errno.EIO, OSError)]
+)
+def test_a_full_disk_is_waited_for_and_nothing_is_left_on_it(tmp_path: Path, code: int, raised: type) -> None:
+    async def write() -> None:
+        async with Scratch(tmp_path).directory() as directory:
+            (directory / "half").write_bytes(b"half")
+            raise OSError(code, "said the system")
+
+    with pytest.raises(raised):
+        asyncio.run(write())
+    assert list(tmp_path.iterdir()) == []
