@@ -73,12 +73,12 @@ schema: $(STAMP) ## Writes docs/schemas/messages.json from the code
 rights: $(STAMP) ## Writes deploy/azure/rights.json and the table beside it from messages/rights.yaml
 	$(BIN)/python -m deploy.azure.rights
 
-sbom: $(TOOLS)/.installed ## Writes dist/sbom.json, what an image is made of, as CycloneDX
+sbom: $(TOOLS)/.installed ## Writes dist/sbom*.json, what an image is made of, as CycloneDX; EXTRAS=demo or azureml as for the agent's
 	rm -rf dist/runtime
 	"$(PYTHON)" -m venv dist/runtime
-	dist/runtime/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	dist/runtime/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.$(if $(EXTRAS),[$(EXTRAS)])'
 	$(TOOLS)/bin/cyclonedx-py environment dist/runtime/bin/python --pyproject pyproject.toml \
-	  --output-format JSON --output-file dist/sbom.json
+	  --output-format JSON --output-file 'dist/sbom$(if $(EXTRAS),-$(EXTRAS)).json'
 
 audit: $(TOOLS)/.installed ## Looks up every pinned version among known vulnerabilities
 	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip

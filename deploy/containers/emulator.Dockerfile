@@ -4,6 +4,7 @@
 # `docker buildx imagetools inspect python:3.11.14-slim-bookworm`. Everything else is pinned by constraints.txt.
 ARG BASE=python:3.11.14-slim-bookworm
 
+# The same in each of the three files, so that a build has it once; a test compares them.
 FROM ${BASE} AS build
 ARG EXTRAS=""
 WORKDIR /src

@@ -4,6 +4,7 @@
 # `docker buildx imagetools inspect python:3.11.14-slim-bookworm`. Everything else is pinned by constraints.txt.
 ARG BASE=python:3.11.14-slim-bookworm
 
+# The same in each of the three files, so that a build has it once; a test compares them.
 FROM ${BASE} AS build
 ARG EXTRAS=""
 WORKDIR /src
@@ -26,6 +27,6 @@ ENV PATH=/opt/silobus/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /home/silobus
 USER 10001:10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["/opt/silobus/bin/python", "-m", "messages.health", "8080"]
+# Health is asked for by who runs it, since only the settings say whether and where it is told (`health`).
 ENTRYPOINT ["/opt/silobus/bin/python", "-m", "orchestrator"]
 CMD ["--config", "/etc/silobus/orchestrator.yaml"]

@@ -57,6 +57,18 @@ def test_an_image_runs_as_nobody_in_particular_and_is_built_in_stages(file: Path
     assert final.index("USER") < final.index("ENTRYPOINT")
 
 
+def test_all_images_are_built_in_the_same_way() -> None:
+    stages = {file.read_text(encoding="utf-8").split("\nFROM ")[1] for file in DOCKERFILES}
+    assert len(stages) == 1
+    assert "pip install" in stages.pop()
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_an_image_asks_for_no_health_that_its_settings_need_not_tell(file: Path) -> None:
+    checks = [rest for word, rest in instructions(file) if word == "HEALTHCHECK"]
+    assert len(checks) == (1 if file.stem == "emulator" else 0)  # which has no settings: its port tells
+
+
 def test_what_goes_into_the_build_is_named() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "*"
