@@ -169,6 +169,9 @@ class Orchestrator:
         away. One experiment that cannot be read does not hold up others.
         """
         live = await retry_transient(self._documents.live.experiments, clock=self._clock)
+        for experiment in live if standing else ():
+            with contextlib.suppress(Exception):  # one that cannot be read is told of below
+                await self._experiments.presume(experiment, standing or frozenset())
         try:
             await retry_transient(partial(self._members.look, live, enrolled=True), clock=self._clock)
         except Exception:  # noqa: BLE001  # our bug, or a presence somebody edited: runs go on with those they have

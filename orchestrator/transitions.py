@@ -80,6 +80,11 @@ class Experiments:
                 await self._tidy(experiment, loaded, loaded.document)
             return found
 
+    async def presume(self, experiment: str, standing: Set[Work]) -> None:
+        """Takes what stands in `work` as sent: of what is pending, that much is done."""
+        async with self._lock(experiment):
+            self._presumed(experiment, await self._documents.load(experiment), standing)
+
     async def reconcile(self, experiment: str, standing: Set[Work] | None = None) -> None:
         """Has everything done again that the live phase needs, whatever became of the messages sent before.
 
@@ -117,19 +122,26 @@ class Experiments:
     async def _settled(self, experiment: str, sent: Set[Work] = frozenset()) -> Loaded:
         """The document as it is, with everything in its outbox done; what was `sent` is done already."""
         loaded = await self._documents.load(experiment)
-        await self._perform(experiment, loaded, sent)
+        self._presumed(experiment, loaded, sent)
+        await self._perform(experiment, loaded)
         return loaded
 
-    async def _perform(self, experiment: str, loaded: Loaded, sent: Set[Work] = frozenset()) -> None:
-        document = loaded.document
-        if document is None or not document.outbox:
-            return
+    def _presumed(self, experiment: str, loaded: Loaded, sent: Set[Work] = frozenset()) -> set[int]:
+        """The numbers of the effects that are known to be done; those that `sent` shows are, from now on."""
         etag, done = self._done.get(experiment, (None, set()))
         if etag != loaded.etag:
             # A version's outbox holds the effects of the one event that led to it: what was done before is not in it.
             done = set()
             self._done[experiment] = (loaded.etag, done)
-        done.update(numbered.sequence for numbered in document.outbox if work_of(numbered.effect) in sent)
+        if loaded.document:
+            done.update(n.sequence for n in loaded.document.outbox if work_of(n.effect) in sent)
+        return done
+
+    async def _perform(self, experiment: str, loaded: Loaded) -> None:
+        document = loaded.document
+        if document is None or not document.outbox:
+            return
+        done = self._presumed(experiment, loaded)
         over = isinstance(document.state, Ended | Tombstone)
         if not over and all(numbered.sequence in done for numbered in document.outbox):
             return
