@@ -118,6 +118,8 @@ class Strategy(Operator):
 
     name: Name = "fedavg"
     options: dict[ParameterName, Scalar] = {}
+    weights: dict[Name, Annotated[float, Field(gt=0, le=1e12)]] = {}
+    """What each silo counts by, with the option `weighting: given`."""
 
 
 class FromExperiment(Operator):

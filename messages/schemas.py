@@ -29,6 +29,9 @@ from messages.fields import (
 
 # --- payloads and metrics ----------------------------------------------------------------------------------------
 
+Role = Literal["control", "weights"]
+"""What a payload is for. `control`: control variates (SCAFFOLD): the model's floating tensors, as float32."""
+
 
 class Payload(Machine):
     """A claim check for a safetensors blob, whose path the receiver derives. `layout` digests names, dtypes, shapes."""
@@ -123,10 +126,18 @@ class RoundAnnounced(Machine):
     announcement: Annotated[int, Field(ge=1)]
     """1 at first, counted up when the round is announced again."""
     task: Name
-    payloads: dict[Literal["weights"], Payload] = {}
-    """What to start from, by role, in `global/<run>/<round - 1>/`; none when initialising."""
+    payloads: dict[Role, Payload] = {}
+    """What to start from, by role, in `global/<run>/<round - 1>/`; none when initialising.
+
+    A role of `roles` that is not here (`control`, in the first round) starts from zeros.
+    """
+    roles: list[Role] = ["weights"]
+    """What an update has to bring when training: of `control`, the change of the silo's own, as a delta in float32."""
     hyperparameters: dict[ParameterName, Scalar] = {}
-    """Plain values for this round and this silo: schedules and overrides are resolved."""
+    """Plain values for this round and this silo: schedules and overrides are resolved.
+
+    What the strategy wants of training is among them: `proximal_mu`, with FedProx.
+    """
     transfer: Annotated[Transfer, BeforeValidator(_as_far_as_known)] = Transfer()
     strategy: Name = "fedavg"
     share: list[ShareGlob] = ["*"]
@@ -188,8 +199,8 @@ class UpdatePublished(Machine):
     round: RoundNumber
     purpose: Purpose
     announcement: Annotated[int, Field(ge=1)]
-    payloads: dict[Literal["weights"], Payload] = {}
-    """In `updates-<silo>/<run>/<round>/`; none when evaluating."""
+    payloads: dict[Role, Payload] = {}
+    """In `updates-<silo>/<run>/<round>/`: one for each of the round's roles; none when evaluating."""
     samples: Count
     steps: Count
     metrics: Annotated[list[MetricReport], Field(max_length=200)] = []

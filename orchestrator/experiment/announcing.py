@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from messages.experiments import Hyperparameters, Schedule, Transfer
 from messages.fields import Scalar
-from messages.schemas import ClosedBecause, Head, Payload, Purpose, RoundAnnounced
+from messages.schemas import ClosedBecause, Head, Payload, Purpose, Role, RoundAnnounced
 from orchestrator.experiment.effects import (
     Announce,
     CloseRound,
@@ -30,7 +30,11 @@ def announcement_for(state: Collecting, silo: str) -> RoundAnnounced:
     """What `silo` is told about the open round: everything it needs, resolved for this silo and this round."""
     request = state.run.request
     initialising = state.purpose is Purpose.INITIALISE
-    payloads: dict[str, Payload] = {} if state.run.model is None else {"weights": state.run.model.payload}
+    roles = roles_of(state)
+    payloads: dict[str, Payload] = {}
+    if state.run.model is not None:
+        made = {"weights": state.run.model.payload, **state.run.model.besides}
+        payloads = {role: made[role] for role in roles if role in made}
     return RoundAnnounced.model_validate(
         {
             "experiment": request.experiment,
@@ -40,6 +44,7 @@ def announcement_for(state: Collecting, silo: str) -> RoundAnnounced:
             "announcement": state.announcement,
             "task": request.task,
             "payloads": payloads,
+            "roles": roles,
             "hyperparameters": hyperparameters_for(state, silo),
             "transfer": Transfer() if initialising else request.transfer,
             "strategy": request.strategy.name,
@@ -51,10 +56,19 @@ def announcement_for(state: Collecting, silo: str) -> RoundAnnounced:
     )
 
 
+def roles_of(state: Collecting) -> tuple[Role, ...]:
+    """What an update for this round has to bring. When initialising and evaluating, what is exchanged is the model."""
+    return state.run.roles if state.purpose is Purpose.TRAIN else ("weights",)
+
+
 def hyperparameters_for(state: Collecting, silo: str) -> dict[str, Scalar]:
     """Plain values: overrides replace what is common, and a schedule gives the value in force in this round."""
     request = state.run.request
-    merged: Hyperparameters = {**request.hyperparameters, **request.overrides.get(silo, {})}
+    merged: Hyperparameters = {
+        **request.hyperparameters,
+        **request.overrides.get(silo, {}),
+        **state.run.hyperparameters,
+    }
     return {
         name: value.at(state.round) if isinstance(value, Schedule) else value for name, value in sorted(merged.items())
     }

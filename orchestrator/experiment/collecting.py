@@ -6,12 +6,13 @@ Here lives every rule about what counts in a round and what no longer does. What
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from messages.errors import Duplicate, Poison, Stale
 from messages.experiments import Transfer
-from messages.schemas import DeadlinePassed, Purpose, UpdatePublished
-from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered
+from messages.schemas import DeadlinePassed, Payload, Purpose, Role, UpdatePublished
+from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered, roles_of
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (
     MembersSeen,
@@ -27,6 +28,7 @@ from orchestrator.experiment.rounds import close_round, end_run, no_quorum
 from orchestrator.experiment.state import (
     Aggregating,
     Answer,
+    Besides,
     Collecting,
     Declined,
     Ended,
@@ -45,7 +47,7 @@ def check_update(state: Collecting, silo: str, update: UpdatePublished) -> None:
     """Raises unless this update would count. Cheap: for a look before gigabytes are read."""
     _check_asked(state, silo)
     if isinstance(before := state.answers.get(silo), Updated):
-        if _content(before) == _content(update):
+        if _content(before, roles_of(state)) == _content(update, roles_of(state)):
             raise Duplicate(f"this update of {silo} for round {state.round} was counted before")
         raise Poison(
             "update-conflict",
@@ -54,14 +56,15 @@ def check_update(state: Collecting, silo: str, update: UpdatePublished) -> None:
         )
     if update.purpose is not state.purpose:
         raise Poison("wrong-purpose", f"Round {state.round} is for {state.purpose}, the update for {update.purpose}.")
-    payload = update.payloads.get("weights")
     if state.purpose is Purpose.EVALUATE:
         return
-    if payload is None:
-        raise Poison("payload-missing", f"The update for round {state.round} names no weights.")
-    expected = transfer_of(state).form
-    if payload.form != expected:
-        raise Poison("wrong-form", f"Round {state.round} takes {expected}, not {payload.form}.")
+    for role in roles_of(state):
+        payload = update.payloads.get(role)
+        if payload is None:
+            raise Poison("payload-missing", f"The update for round {state.round} names no {role}.")
+        expected = transfer_of(state).form if role == "weights" else "delta"
+        if payload.form != expected:
+            raise Poison("wrong-form", f"Round {state.round} takes {expected}, not {payload.form}, of {role}.")
 
 
 def transfer_of(state: Collecting) -> Transfer:
@@ -76,6 +79,11 @@ def update_verified(state: Collecting, event: UpdateVerified, now: datetime) -> 
     answer = Updated(
         announcement=update.announcement,
         payload=None if state.purpose is Purpose.EVALUATE else update.payloads["weights"],
+        besides={
+            role: Besides(payload=update.payloads[role], etag=event.etags.get(role))
+            for role in roles_of(state)
+            if role != "weights"
+        },
         samples=update.samples,
         steps=update.steps,
         seconds=update.seconds,
@@ -255,9 +263,16 @@ def _updates(state: Collecting) -> list[Updated]:
     return [answer for answer in state.answers.values() if isinstance(answer, Updated)]
 
 
-def _content(update: Updated | UpdatePublished) -> tuple[object, ...]:
-    payload = update.payload if isinstance(update, Updated) else update.payloads.get("weights")
-    return (payload.sha256 if payload else None, update.samples, update.steps)
+def _content(update: Updated | UpdatePublished, roles: Iterable[Role]) -> tuple[object, ...]:
+    if isinstance(update, Updated):
+        payloads: dict[Role, Payload | None] = {
+            "weights": update.payload,
+            **{role: one.payload for role, one in update.besides.items()},
+        }
+    else:
+        payloads = {**update.payloads}
+    sent = [payload.sha256 if (payload := payloads.get(role)) else None for role in roles]
+    return (*sent, update.samples, update.steps)
 
 
 def _check_asked(state: Collecting, silo: str) -> None:

@@ -7,10 +7,11 @@ are the caller's. An event can be wrong only in being late, double or about some
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from messages.experiments import StartExperiment
-from messages.schemas import DeadlinePassed, DeclineReason, GraceOver, Payload, UpdatePublished
+from messages.fields import Scalar
+from messages.schemas import DeadlinePassed, DeclineReason, GraceOver, Payload, Role, UpdatePublished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,10 @@ class StartRequested:
     """Those of them whose owners offer the task."""
     initial: Payload | None = None
     """The weights named by `request.initial`, already in place as those of round 0."""
+    roles: tuple[Role, ...] = ("weights",)
+    """What the strategy has updates bring."""
+    hyperparameters: Mapping[str, Scalar] = field(default_factory=dict)
+    """What the strategy has silos train with."""
     ran_before: bool = False
     """Whether this very run is known to be over."""
 
@@ -67,6 +72,8 @@ class UpdateVerified:
     """None when there are no weights in it."""
     etag: str | None = None
     """That of the weights when they were verified."""
+    etags: Mapping[Role, str] = field(default_factory=dict)
+    """Those of what it brings besides the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +145,8 @@ class RoundAggregated:
     run: str
     round: int
     payload: Payload
+    besides: Mapping[str, Payload] = field(default_factory=dict)
+    """What was made besides the weights: other roles, and what the strategy keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

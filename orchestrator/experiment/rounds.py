@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from messages.schemas import ClosedBecause, Payload, Purpose
+from messages.schemas import ClosedBecause, Purpose
 from orchestrator.experiment import pace
 from orchestrator.experiment.announcing import ask, dismiss, has_answered, head_of
 from orchestrator.experiment.effects import Effects, PublishHead, RecordRound, RecordRun, RequestAggregation
+from orchestrator.experiment.events import RoundAggregated
 from orchestrator.experiment.membership import draw, first_asked, quorum_of, shortage
 from orchestrator.experiment.metrics import improves, pool
 from orchestrator.experiment.pace import Pace
@@ -66,11 +67,12 @@ def close_round(state: Collecting, now: datetime) -> tuple[Aggregating | Ended, 
     return after, (*dismiss(state, ClosedBecause.AGGREGATED), request, PublishHead(head=head_of(after)))
 
 
-def round_aggregated(state: Aggregating, payload: Payload, now: datetime) -> tuple[Live, Effects]:
+def round_aggregated(state: Aggregating, event: RoundAggregated, now: datetime) -> tuple[Live, Effects]:
     """The new weights are there: the next round, or a pause before it."""
     closed = state.closed
-    run = measured(state.run, closed).model_copy(update={"model": Model(round=closed.round, payload=payload)})
-    record = RecordRound(record=_record(closed, RoundOutcome.AGGREGATED, now, payload))
+    model = Model(round=closed.round, payload=event.payload, besides=event.besides)
+    run = measured(state.run, closed).model_copy(update={"model": model})
+    record = RecordRound(record=_record(closed, RoundOutcome.AGGREGATED, now, model))
     purpose = _purpose_after(run, closed)
     if state.pausing:
         return Paused(run=run, round=closed.round + 1, purpose=purpose, since=now), (record,)
@@ -166,7 +168,7 @@ def timed(run: Run, closed: ClosedRound) -> Run:
 
 
 UNANSWERED = "had not answered"
-_UPDATE_FIELDS = ("announcement", "payload", "samples", "steps", "seconds", "norm", "etag", "waited", "metrics", "at")
+_UPDATE_FIELDS = tuple(name for name in UpdateRecord.model_fields if name != "silo")
 
 
 def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:
@@ -207,9 +209,10 @@ def _ended(state: Live, run: Run, outcome: RunOutcome, reason: str, now: datetim
     )
 
 
-def _record(closed: ClosedRound, outcome: RoundOutcome, now: datetime, model: Payload | None) -> RoundRecord:
+def _record(closed: ClosedRound, outcome: RoundOutcome, now: datetime, model: Model | None) -> RoundRecord:
     fields = {name: getattr(closed, name) for name in ClosedRound.model_fields}
-    return RoundRecord(**fields, outcome=outcome, over_at=now, model=model)
+    payload, besides = (model.payload, model.besides) if model else (None, {})
+    return RoundRecord(**fields, outcome=outcome, over_at=now, model=payload, besides=besides)
 
 
 def _instead(state: Collecting, silo: str) -> str:

@@ -71,6 +71,8 @@ def start_requested(state: State | None, event: StartRequested, now: datetime) -
         request=event.request,
         silos=members_at_start(event),
         seed=seed_of(event.run, event.request),
+        roles=event.roles,
+        hyperparameters=event.hyperparameters,
         started_at=now,
         model=None if event.initial is None else Model(round=0, payload=event.initial),
     )

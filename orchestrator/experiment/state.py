@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from messages.experiments import StartExperiment
-from messages.fields import Count, Name, RoundNumber, RunId, Time
-from messages.schemas import DeclineReason, Payload, Purpose
+from messages.fields import Count, Name, ParameterName, RoundNumber, RunId, Scalar, Time
+from messages.schemas import DeclineReason, Payload, Purpose, Role
 from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
 from orchestrator.experiment.pace import Paces
 
@@ -35,6 +35,8 @@ class Model(Frozen):
 
     round: RoundNumber
     payload: Payload
+    besides: Mapping[Name, Payload] = {}
+    """What else it made, in the same folder: other roles (`control`) and what the strategy keeps (`momentum` …)."""
 
 
 class Best(Model):
@@ -53,6 +55,10 @@ class Run(Frozen):
     """Who takes part in the rounds that are opened from now on, in the order in which updates are summed."""
     seed: int | None = None
     """By which samples are drawn; None when each round asks everybody."""
+    roles: tuple[Role, ...] = ("weights",)
+    """What the strategy has updates bring, in rounds that train."""
+    hyperparameters: Mapping[ParameterName, Scalar] = {}
+    """What the strategy has silos train with, besides the request's."""
     started_at: Time
     model: Model | None = None
     """The latest global weights; none before round 0 is over."""
@@ -67,6 +73,13 @@ class Run(Frozen):
 # --- what silos answered in a round ------------------------------------------------------------------------------
 
 
+class Besides(Frozen):
+    """What an update brought in another role than the weights, verified."""
+
+    payload: Payload
+    etag: str | None = None
+
+
 class Updated(Frozen):
     """The silo's update, verified. There is never a second one in a round."""
 
@@ -74,6 +87,7 @@ class Updated(Frozen):
     announcement: int
     payload: Payload | None
     """None in an evaluate round."""
+    besides: Mapping[Role, Besides] = {}
     samples: Count
     steps: Count
     seconds: float
@@ -126,6 +140,7 @@ class UpdateRecord(Frozen):
     silo: Name
     announcement: int
     payload: Payload | None
+    besides: Mapping[Role, Besides] = {}
     samples: Count
     steps: Count
     seconds: float
@@ -173,6 +188,8 @@ class RoundRecord(ClosedRound):
     over_at: Time
     model: Payload | None
     """The weights it made."""
+    besides: Mapping[Name, Payload] = {}
+    """What else it made: see `Model`."""
 
 
 # --- the phases --------------------------------------------------------------------------------------------------

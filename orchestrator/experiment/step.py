@@ -206,7 +206,7 @@ def _in_open_round(state: Collecting, event: Sent, now: datetime) -> tuple[State
 def _summed(state: Aggregating, event: Summed, now: datetime) -> tuple[State, Effects]:
     match event:
         case RoundAggregated():
-            return rounds.round_aggregated(state, event.payload, now)
+            return rounds.round_aggregated(state, event, now)
         case AggregationFailed():
             reason = f"Round {event.round} could not be aggregated: {event.reason}"
             return rounds.end_run(state, RunOutcome.FAILED, reason, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -58,7 +59,8 @@ def request(**changes: Any) -> StartExperiment:
 def start(run: str = RUN, **changes: Any) -> StartRequested:
     """A start for which all three silos are enrolled and offer the task."""
     facts: dict[str, Any] = {"enrolled": SILOS, "offering": SILOS}
-    facts |= {k: changes.pop(k) for k in ("enrolled", "offering", "initial", "ran_before") if k in changes}
+    facts |= {k: changes.pop(k) for k in ("enrolled", "offering", "initial", "ran_before", "roles") if k in changes}
+    facts["hyperparameters"] = changes.pop("strategys_hyperparameters", {})
     return StartRequested(run=run, request=request(**changes), **facts)
 
 
@@ -89,6 +91,7 @@ def update(silo: str, round_number: int = 1, *metrics: MetricReport, **changes: 
     """A silo's update for a round, verified."""
     purpose = changes.get("purpose", Purpose.TRAIN)
     payloads = {} if purpose is Purpose.EVALUATE else {"weights": weights(f"{silo}{round_number}")}
+    etags = changes.pop("etags", {})
     message = UpdatePublished.model_validate(
         {
             "run": RUN,
@@ -105,7 +108,7 @@ def update(silo: str, round_number: int = 1, *metrics: MetricReport, **changes: 
             **changes,
         }
     )
-    return UpdateVerified(silo=silo, update=message, norm=None if purpose is Purpose.EVALUATE else 2.0)
+    return UpdateVerified(silo=silo, update=message, norm=None if purpose is Purpose.EVALUATE else 2.0, etags=etags)
 
 
 def loss(value: float, count: int = 10) -> MeanMetric:
@@ -138,9 +141,9 @@ def grace(round_number: int = 1, announcement: int = 1) -> GraceOver:
     return GraceOver(run=RUN, round=round_number, announcement=announcement)
 
 
-def aggregated(round_number: int = 1) -> RoundAggregated:
+def aggregated(round_number: int = 1, besides: Mapping[str, Payload] | None = None) -> RoundAggregated:
     """The sum of a round."""
-    return RoundAggregated(run=RUN, round=round_number, payload=weights(f"sum{round_number}"))
+    return RoundAggregated(run=RUN, round=round_number, payload=weights(f"sum{round_number}"), besides=besides or {})
 
 
 def after(state: State | None, *events: Event, now: datetime = T0) -> tuple[State | None, Effects]:

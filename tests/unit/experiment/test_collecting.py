@@ -287,6 +287,33 @@ def test_deltas_are_taken_where_deltas_were_asked_for() -> None:
     assert collecting(state).answers["north"].answer == "updated"
 
 
+BOTH = {"weights": weights("north1"), "control": weights("change", form="delta")}
+
+
+@pytest.mark.parametrize(
+    ("payloads", "reason"),
+    [
+        ({"weights": BOTH["weights"]}, "payload-missing"),
+        ({"control": BOTH["control"]}, "payload-missing"),
+        ({**BOTH, "control": weights("change")}, "wrong-form"),
+    ],
+)
+def test_an_update_brings_every_role_of_the_round(payloads: dict[str, Payload], reason: str) -> None:
+    state = training(roles=("weights", "control"))
+    with pytest.raises(Poison) as caught:
+        step(state, update("north", 1, payloads=payloads), T0)
+    assert caught.value.reason == reason
+
+
+def test_the_same_weights_with_another_control_are_a_conflict() -> None:
+    state, _ = step(training(roles=("weights", "control")), update("north", 1, payloads=BOTH), T0)
+    with pytest.raises(Duplicate):
+        step(state, update("north", 1, payloads=BOTH), T0)
+    with pytest.raises(Poison) as caught:
+        step(state, update("north", 1, payloads={**BOTH, "control": weights("other", form="delta")}), T0)
+    assert caught.value.reason == "update-conflict"
+
+
 # --- declining and failing ---------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ from tests.unit.experiment.given import (
     deadline,
     ended,
     evaluating,
+    grace,
     initialising,
     loss,
     training,
@@ -212,6 +213,7 @@ def test_an_announcement_says_all_that_a_silo_needs() -> None:
         "purpose": Purpose.TRAIN,
         "announcement": 1,
         "task": "toy",
+        "roles": ["weights"],
         "hyperparameters": {"epochs": 3, "lr": 0.1},
         "strategy": "fedavg",
         "share": ["*", "!head.*"],
@@ -234,6 +236,33 @@ def test_the_first_model_travels_as_it_is() -> None:
     said = announcement_for(initialising(transfer={"form": "delta", "dtype": "float16"}), "east")
     assert (said.transfer.form, said.transfer.dtype) == ("weights", None)
     assert (said.silos, said.quorum, said.payloads) == (1, 1, {})
+
+
+def test_what_the_strategy_has_silos_train_with_is_announced_with_the_rest() -> None:
+    state = training(hyperparameters={"lr": 0.1}, strategys_hyperparameters={"proximal_mu": 0.5})
+    assert announcement_for(state, "north").hyperparameters == {"lr": 0.1, "proximal_mu": 0.5}
+
+
+def test_other_roles_are_announced_from_when_they_are_there_and_only_to_train_with() -> None:
+    first = training(roles=("weights", "control"))
+    said = announcement_for(first, "north")
+    assert (said.roles, said.payloads) == (["weights", "control"], {"weights": weights("initial")})
+    control, momentum = weights("control"), weights("momentum")
+    sent = {"weights": weights("north1"), "control": weights("change", "delta")}
+    answered, _ = step(first, update("north", 1, payloads=sent, etags={"control": "e"}), at(1))
+    closed, _ = after(answered, update("east", 1, payloads=sent), grace(), now=at(20))
+    frozen = aggregating(closed).closed.updates
+    assert [one.besides["control"].payload.sha256 for one in frozen] == [sent["control"].sha256] * 2
+    assert [one.besides["control"].etag for one in frozen] == [None, "e"]
+    made = aggregated(besides={"control": control, "momentum": momentum})
+    second, effects = step(closed, made, at(30))
+    said = announcement_for(collecting(second), "north")
+    assert said.payloads == {"weights": weights("sum1"), "control": control}
+    record = next(e.record for e in effects if isinstance(e, RecordRound))
+    assert (record.model, record.besides) == (weights("sum1"), {"control": control, "momentum": momentum})
+    last = collecting(second).model_copy(update={"purpose": Purpose.EVALUATE})
+    said = announcement_for(last, "north")
+    assert (said.roles, said.payloads) == (["weights"], {"weights": weights("sum1")})
 
 
 # --- taking up what was left -------------------------------------------------------------------------------------
