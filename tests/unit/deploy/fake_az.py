@@ -15,8 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.unit.deploy.az_commands import problem
-from tests.unit.deploy.bicep import deploy
-from tests.unit.deploy.bicep_syntax import parse
 
 HERE = Path(os.environ["FAKE_AZ"])
 ANSWERS = {"account show": "11111111-2222-3333-4444-555555555555", "acr repository": f"sha256:{'ab' * 32}"}
@@ -64,6 +62,8 @@ def image(words: list[str]) -> int:
 
 
 def deployment(verb: str, words: list[str]) -> int:
+    from tests.unit.deploy.bicep import deploy  # late: most commands do without the grammar
+
     group = words[words.index("-g") + 1]
     if verb == "show":
         [_, _, wanted, _] = words[words.index("--query") + 1].split(".")
@@ -86,6 +86,8 @@ def deployment(verb: str, words: list[str]) -> int:
 
 
 def parameters(template: Path, words: list[str]) -> dict[str, Any]:
+    from tests.unit.deploy.bicep_syntax import parse
+
     kinds = {}
     for node in parse(template).named_children:
         if node.type == "parameter_declaration":
