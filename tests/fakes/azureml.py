@@ -71,7 +71,7 @@ class AzureMLDouble:
         self.fates: deque[str | None] = deque()
         """How the next jobs end, of `azureml_jobs.ENDS`; None: as their command does."""
         self.fates_by_name: dict[str, str] = {}
-        """How jobs end whose names match a pattern, if `fates` says nothing."""
+        """How jobs end whose names match a pattern, if `fates` says nothing; `no-compute`: they are not taken."""
         self.answers: deque[tuple[str, int]] = deque()
         """To the next of this kind (`GET`, `PUT job`): this status; 0: done, but nothing is answered."""
         self.history_faults = 0
@@ -240,7 +240,8 @@ class AzureMLDouble:
             raise Refused(400, "UserError", "; ".join(wrong))
         properties = said["properties"]
         compute = str(properties.get("computeId"))
-        if compute.rpartition("/computes/")[2] not in self.computes:
+        named = next((fate for pattern, fate in self.fates_by_name.items() if re.search(pattern, name)), None)
+        if compute.rpartition("/computes/")[2] not in self.computes or named == "no-compute":
             raise Refused(400, "UserError", f"Compute target {compute} was not found in the workspace. {SECRET}")
         if properties["environmentId"] not in self.environments:
             raise Refused(404, "UserError", f"Environment {properties['environmentId']} was not found. {SECRET}")
@@ -249,8 +250,7 @@ class AzureMLDouble:
                 if self._second_put == 409:
                     raise Refused(409, "UserError", f"A job with this name already exists. {SECRET}")
                 return 200, self.jobs[name].document(path)
-            patterns = (fate for pattern, fate in self.fates_by_name.items() if re.search(pattern, name))
-            fate = self.fates.popleft() if self.fates else next(patterns, None)
+            fate = self.fates.popleft() if self.fates else named
             host = f"127.0.0.1:{self._server.server_port}"
             job = self.jobs[name] = Job(name, said, fate, self.datastores, self._queued, host)
         if not self.held:

@@ -83,6 +83,12 @@ def test_what_people_named_says_nothing(name: str, text: str) -> None:
     assert said_no("400", text.format(name), [name]) is Why.COMPUTE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("name", ["data", "gpu", "a"])
+@pytest.mark.parametrize("name", ["data", "x", "a"])
 def test_names_take_nothing_away_that_azureml_says(name: str) -> None:
-    assert said_no("400", "Data access failed on gpu a: BlobNotFound", [name]) is Why.DATA_MISSING
+    assert said_no("400", "The data asset x has no version a", [name]) is Why.DATA_MISSING
+
+
+def test_what_is_in_an_id_says_nothing_whoever_chose_it() -> None:
+    text = "No way to /subscriptions/s/resourceGroups/quota/providers/P/environments/preempted, it says"
+    assert said_no("400", text) is Why.COMPUTE_UNAVAILABLE
+    assert not has_lost_its_node(State.FAILED, Story(message=text), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -52,6 +53,17 @@ async def test_it_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "_PATIENCE", 0.01)
     with pytest.raises(NoCredential, match="TimeoutError"):
         await credentials.open_credential("azure-cli").get_token("https://storage.azure.com/.default")
+
+
+async def test_azures_own_warnings_of_it_are_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    logging.getLogger("azure.identity").setLevel(logging.NOTSET)  # as it is in a fresh process
+    with pytest.raises(NoCredential, match="AZURE_CLIENT_SECRET"):
+        await credentials.open_credential("environment").get_token("https://storage.azure.com/.default")
+    assert not caplog.records
 
 
 async def test_the_store_tells_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
