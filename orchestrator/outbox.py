@@ -39,6 +39,10 @@ from orchestrator.store import Documents
 
 _log: Final = EventLog(__name__)
 _AT_ONCE: Final = 32
+CLOSING_LASTS: Final = timedelta(days=31)
+"""How long a silo that is down can still learn that a round is closed: longer than any round lasts, and its jobs on a
+compute of its own, which the message ends. Training what is over is not held off by it, but by the head.
+"""
 
 
 @final
@@ -73,7 +77,8 @@ class Performer:
                 announced, lasts = announcement_for(state, silo), timedelta(seconds=state.run.request.quorum.deadline)
                 await self._tell(silo, announced, state.run.id, message_id, lasts=lasts)
             case CloseRound(silo=silo, run=run, round=number, because=because):
-                await self._tell(silo, RoundClosed(run=run, round=number, because=because), run, message_id)
+                closed = RoundClosed(run=run, round=number, because=because)
+                await self._tell(silo, closed, run, message_id, lasts=CLOSING_LASTS)
             case ScheduleDeadline(run=run, round=number, announcement=announcement, at=at):
                 passed = DeadlinePassed(run=run, round=number, announcement=announcement)
                 await self._send(names.WORK, passed, run, message_id, at)
@@ -95,12 +100,11 @@ class Performer:
             case _:
                 assert_never(effect)
 
-    async def _tell(
-        self, silo: str, message: BaseModel, run: str, message_id: str, *, lasts: timedelta | None = None
-    ) -> None:
+    async def _tell(self, silo: str, message: BaseModel, run: str, message_id: str, *, lasts: timedelta) -> None:
         """Sends to a silo. One whose queue is missing or closed to us is a silent silo; the others must not wait.
 
-        What `lasts` is over after that time; an announcement is, at its deadline or soon after.
+        What `lasts` is over after that time, so that a silo that is down for good finds no more than that many; an
+        announcement is over at its deadline or soon after.
         """
         try:
             await self._send(names.to_silo(silo), message, run, message_id, lasts=lasts)

@@ -212,9 +212,18 @@ class Orchestrator:
                 assert_never(message)
 
     async def _start(self, delivery: Delivery, request: StartExperiment) -> None:
-        name = request.experiment
-        run = names.run_id(name, delivery.message_id, delivery.body)
+        run = names.run_id(request.experiment, delivery.message_id, delivery.body)
         strategy_named(request.strategy.name, request.strategy.options)
+        try:
+            await self._begin(run, request)
+        finally:
+            # A silo may have said hello since its presence was read, and found no run to join; and whoever read it may
+            # have got no further than this. So a start that is a duplicate looks as well.
+            await self._members.look([request.experiment], enrolled=False)
+        _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
+
+    async def _begin(self, run: str, request: StartExperiment) -> None:
+        name = request.experiment
         presences = await self._documents.presences(self._silos)
         offering = frozenset(silo for silo, presence in presences.items() if presence.offers(request.task))
         ran_before = await self._documents.is_over(run)
@@ -231,12 +240,8 @@ class Orchestrator:
                 ran_before=ran_before,
                 initial=placed,
             )
-        try:
-            if isinstance(await self._experiments.apply(name, event), Tombstone):
-                raise cancelled_before_start(event)
-        finally:  # a silo may have said hello since its presence was read, and found no run to join
-            await self._members.look([name], enrolled=False)
-        _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
+        if isinstance(await self._experiments.apply(name, event), Tombstone):
+            raise cancelled_before_start(event)
 
     # --- silos ---------------------------------------------------------------------------------------------------
 

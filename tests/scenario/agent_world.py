@@ -224,8 +224,10 @@ class World:
             finally:
                 await running.stop()
 
-    async def announce(self, number: int = 1, purpose: Purpose = Purpose.TRAIN, **changes: Any) -> None:
-        """Opens a round, or announces it again."""
+    async def announce(
+        self, number: int = 1, purpose: Purpose = Purpose.TRAIN, *, lasts: timedelta | None = None, **changes: Any
+    ) -> None:
+        """Opens a round, or announces it again; nobody finds the message once it has lasted for so long."""
         weights = vector(float(number), 0.0)
         payloads = {}
         if purpose is not Purpose.INITIALISE:
@@ -249,7 +251,7 @@ class World:
             }
         )
         await self.head(message.round, "open", message.run)
-        await self.tell(encode(message))
+        await self.tell(encode(message), lasts=lasts)
 
     async def close(self, number: int, because: ClosedBecause = ClosedBecause.AGGREGATED) -> None:
         """Closes a round."""
@@ -266,10 +268,11 @@ class World:
             etag = None
         await self.store.write(names.GLOBAL, blob, encode(head), if_match=etag)
 
-    async def tell(self, body: bytes) -> None:
+    async def tell(self, body: bytes, *, lasts: timedelta | None = None) -> None:
         """Puts a message into the agent's queue."""
         self._told = getattr(self, "_told", 0) + 1
-        await self.bus.send(names.to_silo(HERE), Outgoing(body=body, message_id=f"m{self._told}", subject="test"))
+        message = Outgoing(body=body, message_id=f"m{self._told}", subject="test", time_to_live=lasts)
+        await self.bus.send(names.to_silo(HERE), message)
 
     async def hear(self, wait: float = 20.0) -> dict[str, Any]:
         """The next thing the silo says, signs of life and greetings apart."""
@@ -283,6 +286,15 @@ class World:
                 self.heartbeats.append(said)
             elif said["kind"] != "silo-hello":
                 return said
+
+    async def greeting(self) -> dict[str, Any]:
+        """The next thing the silo says, which is a hello."""
+        delivery = await self.bus.receive(names.from_silo(HERE), wait=20)
+        assert delivery is not None, "the silo says nothing"
+        await self.bus.complete(delivery)
+        said: dict[str, Any] = json.loads(delivery.body)
+        assert said["kind"] == "silo-hello", said
+        return said
 
     async def hears_nothing(self, wait: float) -> None:
         """Asserts that nothing but signs of life comes for so long."""

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,38 @@ async def test_a_round_that_is_over_is_not_even_begun(world: World) -> None:
         await world.settled()
         await world.hears_nothing(0.2)
     assert [number for _, number in world.ran()] == [1]
+
+
+async def test_a_silo_that_was_down_for_days_trains_the_newest_round_and_no_dead_one(world: World) -> None:
+    """In its queue: announcements that expire and such that do not, each round's closing, none of the newest round."""
+    async with world.agent():
+        await world.announce(1)
+        await world.hear()
+        await world.close(1)
+        await world.settled()
+    over = timedelta(milliseconds=1)
+    for number in range(2, 8):
+        await world.announce(number, lasts=over if number % 2 else None)
+        await world.announce(number, lasts=over if number % 2 else None, announcement=2)
+        if number % 3:
+            await world.close(number, ClosedBecause.AGGREGATED if number != 5 else ClosedBecause.FAILED)
+    await world.head(9, "open")
+    await asyncio.sleep(0.01)
+    assert await world.queue(names.to_silo(HERE)) == 10, "some have expired"
+    async with world.agent() as agent:
+        hello = await world.greeting()
+        await world.announce(9)
+        said = await world.hear()
+        await world.settled()
+        await world.hears_nothing(0.2)
+        assert agent.silo.budget.spent("bc") == 2
+    assert [offer["task"] for offer in hello["offers"]] == ["bc"]
+    assert (said["kind"], said["round"]) == ("update-published", 9)
+    assert [number for _, number in world.ran()] == [1, 9]
+    blobs = {row.name for row in await world.store.list(names.updates_of(HERE), "")}
+    assert {names.round_of_blob(name) for name in blobs} == {1, 9}
+    assert world.committed() == {"00001": "1", "00009": "2"}
+    assert await world.queue(names.dead_letters_of(names.to_silo(HERE))) == 0
 
 
 async def test_a_round_that_closes_while_it_is_trained_unnoticed_is_not_uploaded(world: World) -> None:

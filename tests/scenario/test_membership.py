@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from messages import names
 from messages.codec import encode
+from messages.experiments import StartExperiment
 from messages.ports import Outgoing
 from messages.schemas import Purpose, RoundAnnounced
+from orchestrator.documents import Presence
 from orchestrator.experiment.membership import drawing_order
 from orchestrator.experiment.state import Aggregating, Collecting, Paused, RunOutcome
 from tests.scenario.faults import Trouble
+from tests.scenario.model_silo import TASK
 from tests.scenario.world import World
 from tests.virtual_clock import rest
 
@@ -132,6 +138,57 @@ async def test_of_two_hellos_handled_at_once_the_newer_one_counts() -> None:
         assert state.run.silos == ("east", "north", "south")
 
 
+async def says_hello(w: World, silo: str, *, offers: bool) -> None:
+    """An orchestrator handles the hello at once, at least as far as the silo's presence."""
+    w.silos[silo].offers = offers
+    await w.clock.advance(1)
+    await w.silos[silo].hello()
+    await rest()
+    presence = Presence.model_validate_json(w.store.blobs[names.STATE, names.presence_blob(silo)].data)
+    assert presence.hello is not None
+    assert bool(presence.hello.offers) == offers
+
+
+async def test_an_older_hello_that_is_told_last_is_corrected_by_whoever_told_it() -> None:
+    """An orchestrator stops between reading what a silo offers and telling its run; another handles a newer hello."""
+    async with world({**SILOS, "kiel": 48.0}) as w:
+        w.silos["kiel"].offers = False
+        await held_round(w)
+        slow = w.processes[-1].trouble
+        await w.start(Trouble())  # behind the other in every queue, so it has the second hello
+        slow.hold_at("write experiments/exp")
+        await says_hello(w, "kiel", offers=True)
+        assert slow.holding
+        await says_hello(w, "kiel", offers=False)
+        slow.release()
+        await w.clock.advance(5)
+        state = w.state()
+        assert isinstance(state, Collecting)
+        assert state.run.silos == ("east", "north", "south")
+
+
+async def test_an_orchestrator_that_starts_tells_runs_nothing_older_than_the_newest_hello() -> None:
+    """It stops between reading all offers and telling a run of them; another handles a hello meanwhile."""
+    async with world({**SILOS, "kiel": 48.0}) as w:
+        w.silos["kiel"].offers = False
+        await held_round(w)
+        other, starting = w.processes[-1].trouble, Trouble()
+        other.hold_at("write experiments/exp")
+        await says_hello(w, "kiel", offers=True)
+        assert other.holding
+        starting.hold_at("write experiments/exp")
+        await w.start(starting)
+        assert starting.holding, "it is about to tell the run that kiel offers its task"
+        other.release()
+        await rest()
+        await says_hello(w, "kiel", offers=False)
+        starting.release()
+        await w.clock.advance(5)
+        state = w.state()
+        assert isinstance(state, Collecting)
+        assert state.run.silos == ("east", "north", "south")
+
+
 async def test_a_hello_reaches_a_run_whose_sum_is_made_and_one_that_is_paused() -> None:
     async with world({**SILOS, "kiel": 48.0}) as w:
         w.silos["kiel"].offers = False
@@ -166,18 +223,58 @@ async def test_a_silo_taken_out_of_the_settings_is_not_waited_for_once_an_orches
         assert [w.record(run, n).asked for n in (2, 3)] == [("south", "north")] * 2  # type: ignore[union-attr]
 
 
-async def test_a_silo_that_says_hello_while_the_run_is_being_started_takes_part() -> None:
+async def initial_weights(w: World) -> str:
+    """Uploads weights; returns their digest."""
+    data = save({"w": np.full(4, 100.0, np.float32)})
+    sha256 = hashlib.sha256(data).hexdigest()
+    await w.store.create(names.INITIAL, names.initial_blob(sha256), data)
+    return sha256
+
+
+async def held_start(w: World, at: str, *, given: bool) -> Trouble:
+    """A start that has read what silos offer and is held at a call; south begins to offer, which another handles."""
+    w.silos["south"].offers = False
+    starting = (await w.start()).trouble
+    await w.start(Trouble())
+    for silo in w.silos.values():
+        await silo.hello()
+    await rest()
+    request: dict[str, Any] = {"experiment": "exp", "task": TASK, "rounds": 2, "quorum": {"minimum": 2}}
+    if given:
+        data = save({"w": np.full(4, 100.0, np.float32)})
+        request["initial"] = {"sha256": hashlib.sha256(data).hexdigest()}
+        await w.store.create(names.INITIAL, names.initial_blob(request["initial"]["sha256"]), data)
+    starting.hold_at(at)
+    await w.post(StartExperiment.model_validate(request))
+    await rest()
+    assert starting.holding
+    await says_hello(w, "south", offers=True)
+    assert w.phase() == "none", "nobody could be told"
+    return starting
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("at", ["write live", "write experiments/exp"])
+async def test_a_silo_that_says_hello_while_the_run_is_being_started_takes_part(at: str, given: bool) -> None:
+    """Before the run is listed among those that go on, or before there is a document of it."""
     async with world() as w:
-        w.silos["south"].offers = False
-        process = await w.start()
-        process.trouble.hold_at("write experiments/exp")
-        await w.begin(quorum={"minimum": 2})
-        await w.clock.until(lambda: process.trouble.holding)
-        w.silos["south"].offers = True
-        await w.silos["south"].hello()
-        await rest()
-        process.trouble.release()
+        starting = await held_start(w, at, given=given)
+        starting.release()
         await w.clock.advance(3)
+        state = w.state()
+        assert isinstance(state, Collecting)
+        assert state.run.silos == ("east", "north", "south")
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("what", ["refuse", "crash-before"])
+async def test_it_takes_part_though_the_start_never_came_to_look_again(what: str, given: bool) -> None:
+    """The store is away, or the orchestrator is killed: the start comes again, and is a duplicate by then."""
+    async with world() as w:
+        starting = await held_start(w, "write experiments/exp", given=given)
+        starting.at_next("read presence", what)
+        starting.release()
+        await w.clock.advance(100)
         state = w.state()
         assert isinstance(state, Collecting)
         assert state.run.silos == ("east", "north", "south")

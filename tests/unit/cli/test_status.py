@@ -141,6 +141,15 @@ def test_how_long_a_silo_may_be_silent_is_three_of_its_own_heartbeats() -> None:
     assert as_json(Standing("exp", training(), {}, {"east": rarely}, at(211)))["silos"]["east"]["gone"] is True
 
 
+def test_before_its_first_heartbeat_a_silo_may_be_silent_for_three_of_those_it_announced() -> None:
+    hello = SiloHello(instance="a" * 32, agent_version="1", policy="a" * 64, offers=[], heartbeat=60, at=T0)
+    there = Presence(silo="east", seen_at=at(0), hello=hello, hello_at=at(0))
+
+    for now, gone in ((180, False), (181, True)):
+        said = as_json(Standing("exp", training(), {}, {"east": there}, at(now)))["silos"]["east"]
+        assert said["gone"] is gone
+
+
 def test_an_agent_that_is_there_is_told_from_its_training_that_stands_still() -> None:
     alive = beating("east", 30)
     sign = alive.heartbeats[RUN].model_copy(update={"stalled": True, "progress_age": 130.0})
