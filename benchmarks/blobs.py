@@ -1,11 +1,12 @@
 """How fast one file goes up and comes down, and how much memory the process needs for it.
 
-    python -m benchmarks.blobs --json --megabytes 1024
+    python -m benchmarks.blobs --json
 
 Our adapter, the plain calls of azure-storage-blob (`upload_blob`, `download_blob`) and the directory store, each in a
-process of its own, one after the other, with a file of random bytes. The server is Azurite where it is installed
-(`make test-azurite`), else the fake server of the tests, which keeps everything in memory; each row says which. What
-comes down is compared with what went up, after the clock has stopped.
+process of its own, one after the other, with a file of random bytes, 1 GB unless told otherwise. The server is Azurite,
+which `make azurite` installs. With `--fake` it is the fake server of the tests, which keeps everything in memory: that
+compares the clients alone. Each row says which. What comes down is compared with what went up, after the clock has
+stopped.
 """
 
 from __future__ import annotations
@@ -92,9 +93,11 @@ async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextmanager
-def a_server() -> Iterator[tuple[str, str]]:
+def a_server(*, fake: bool) -> Iterator[tuple[str, str]]:
     """What it is, and a connection string for it."""
-    if left_out() is None:
+    if not fake:
+        if left_out() is not None:
+            raise SystemExit("Azurite is not installed: run `make azurite`, or compare the clients alone with --fake")
         azurite = Azurite()
         try:
             yield "Azurite", azurite.connection_string
@@ -102,13 +105,13 @@ def a_server() -> Iterator[tuple[str, str]]:
             azurite.stop()
         return
     code = "import asyncio\nfrom benchmarks.blobs import serve\nasyncio.run(serve())"
-    fake = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
-        assert fake.stdout is not None
-        yield "fake server", fake.stdout.readline().strip()
+        assert server.stdout is not None
+        yield "fake server", server.stdout.readline().strip()
     finally:
-        fake.kill()
-        fake.wait(20)
+        server.kill()
+        server.wait(20)
 
 
 async def serve() -> None:
@@ -123,14 +126,14 @@ async def _make_container(connection_string: str) -> None:
         await service.create_container(CONTAINER)
 
 
-def measure(megabytes: float, folder: Path) -> Iterator[dict[str, Any]]:
+def measure(megabytes: float, folder: Path, *, fake: bool) -> Iterator[dict[str, Any]]:
     """A row for each way and direction."""
     source = folder / "source"
     with source.open("wb") as file:
         for _ in range(round(megabytes)):
             file.write(os.urandom(MB))
     expected = _digest(source)
-    with a_server() as (server, connection_string):
+    with a_server(fake=fake) as (server, connection_string):
         asyncio.run(_make_container(connection_string))
         for way in WAYS:
             for up in (True, False):
@@ -155,7 +158,8 @@ def _digest(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=256, help="size of the file")
+    parser.add_argument("--megabytes", type=float, default=1000, help="size of the file (1000)")
+    parser.add_argument("--fake", action="store_true", help="the fake server of the tests, in place of Azurite")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,7 +168,7 @@ def main() -> None:
         print(json.dumps(transfer(way, server, direction == "up", Path(file), Path(directory))))
         return
     with tempfile.TemporaryDirectory(prefix="silobus-benchmark-") as folder:
-        rows = list(measure(arguments.megabytes, Path(folder)))
+        rows = list(measure(arguments.megabytes, Path(folder), fake=arguments.fake))
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return

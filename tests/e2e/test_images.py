@@ -44,6 +44,14 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "deploy/containers/
 PACKAGES = ("messages", "orchestrator", "silo_agent", "silobus", "servicebus_emulator", "examples")
 NOBODY = 10001
 PATIENCE = 60.0
+OPERATORS = """#!{python}
+import sys
+sys.path.insert(0, {code!r})
+import orchestrator.cli
+assert orchestrator.cli.__file__.startswith({code!r}), "not the copy that nobody may write to"
+sys.exit(orchestrator.cli.main())
+"""
+"""The command `silobus` as pip writes it, of the copy: that of the environment would run the working tree."""
 SOME_ONE_ELSE = [
     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
     # Root's own interpreter may lie where nobody else reads; to write takes more than this.
@@ -74,8 +82,8 @@ class Machine:
         words = [*service["entrypoint"], *service["command"]] if command is None else command
         known = {
             "/opt/silobus/bin/python": sys.executable,
-            "/opt/silobus/lay_out.py": str(ROOT / "deploy/containers/lay_out.py"),
-            "/opt/silobus/bin/silobus": str(Path(sys.executable).with_name("silobus")),
+            "/opt/silobus/lay_out.py": str(self.code / "lay_out.py"),
+            "/opt/silobus/bin/silobus": str(self.top / "silobus"),
         }
         words = [known.get(word, self.here(word)) for word in words]
         return [str(self.ports.get(int(word), word)) if word.isdigit() else word for word in words]
@@ -168,8 +176,11 @@ def machine() -> Iterator[Machine]:
         top.chmod(0o755)
         for package in PACKAGES:
             shutil.copytree(ROOT / package, made.code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "deploy/containers/lay_out.py", made.code)
         for path in [made.code, *made.code.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
+        (top / "silobus").write_text(OPERATORS.format(python=sys.executable, code=str(made.code)))
+        (top / "silobus").chmod(0o555)
         for writable in (made.federation, top / "tmp"):
             writable.mkdir()
             if os.geteuid() == 0:
@@ -219,7 +230,7 @@ def test_none_of_them_is_root_or_can_write_to_the_code_or_wrote_elsewhere(runnin
     assert running.ask("north", sys.executable, "-c", probe).returncode == 0
     assert not list(running.code.rglob("__pycache__"))
     seen = {path.name for path in running.top.iterdir()}
-    assert seen - {f"{name}.log" for name in SERVICES} == {"code", "federation", "tmp"}
+    assert seen - {f"{name}.log" for name in SERVICES} == {"code", "federation", "tmp", "silobus"}
 
 
 def test_health_is_answered_on_loopback_only(running: Machine) -> None:
