@@ -158,6 +158,24 @@ def test_the_readme_goes_from_an_empty_subscription_to_an_empty_subscription(wal
     assert {Path(file).name for file in deployed} == {"hub.bicep", "silo.bicep", "enrol.bicep"}
 
 
+def test_what_another_owners_silo_asks_for_is_approved_on_bus_and_store(walked: Shell) -> None:
+    """Which two it asks for: test_network.py."""
+    listed = [words for words in walked.asked if words[:3] == ["network", "private-endpoint-connection", "list"]]
+    assert {(words[words.index("--type") + 1], words[words.index("--name") + 1]) for words in listed} == {
+        ("Microsoft.ServiceBus/namespaces", _output(walked, "namespace")),
+        ("Microsoft.Storage/storageAccounts", _output(walked, "storageAccount")),
+    }
+
+
+def test_names_that_azure_keeps_after_deleting_can_be_used_again(walked: Shell) -> None:
+    workspaces = [words for words in walked.asked if words[:3] == ["ml", "workspace", "delete"]]
+    vaults = [words for words in walked.asked if words[:2] == ["keyvault", "purge"]]
+    [north] = workspaces  # the one silo of the walk that trains on AzureML
+    assert north[north.index("--name") + 1] == _told(walked, "silobus-north.silo", "workspace")
+    assert "--permanently-delete" in north
+    assert [words[words.index("--name") + 1] for words in vaults] == [_told(walked, "silobus-north.silo", "vault")]
+
+
 def test_the_first_round_asks_for_no_more_silos_than_were_deployed_with_an_agent(walked: Shell) -> None:
     before = [words for words in walked.asked if "silobus-island" not in words]
     agents = {words[words.index("-g") + 1] for words in before if "image=agent:1" in words}
