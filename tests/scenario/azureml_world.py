@@ -13,7 +13,7 @@ from unittest import mock
 from silo_agent.settings import SiloSettings
 from tests.fakes.azureml import DATASTORE, AzureMLDouble
 from tests.fakes.azureml_jobs import Job
-from tests.scenario.agent_world import HERE, RUN, World
+from tests.scenario.agent_world import HERE, RUN, World, until
 
 
 class AzureMLWorld(World):
@@ -64,6 +64,15 @@ class AzureMLWorld(World):
         return b"".join([*self.sent, *(p.read_bytes() for p in files)]).decode(errors="replace")
 
 
+async def jobs(world: AzureMLWorld, count: int, status: str) -> None:
+    """Returns when there are so many jobs, and the last of them is as wanted."""
+
+    async def last() -> tuple[int, str]:
+        return len(world.jobs), world.jobs[-1].status if world.jobs else ""
+
+    await until(last, (count, status))
+
+
 @contextlib.contextmanager
 def azureml_world(path: Path, **options: Any) -> Iterator[AzureMLWorld]:
     """A world with a double that runs; the agent's environment has what azure-identity needs, and a canary."""
@@ -74,4 +83,4 @@ def azureml_world(path: Path, **options: Any) -> Iterator[AzureMLWorld]:
             yield world
 
 
-__all__ = ["HERE", "RUN", "AzureMLWorld", "azureml_world"]
+__all__ = ["HERE", "RUN", "AzureMLWorld", "azureml_world", "jobs"]

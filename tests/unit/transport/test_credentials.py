@@ -47,7 +47,7 @@ async def test_it_is_told_without_azures_words(monkeypatch: pytest.MonkeyPatch, 
 
 async def test_it_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     async def get_token(*_: object, **__: object) -> None:
-        await asyncio.sleep(3600)
+        await asyncio.sleep(2)
 
     answers(monkeypatch, get_token)
     monkeypatch.setattr(credentials, "_PATIENCE", 0.01)
