@@ -23,7 +23,9 @@ SHOWN = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash_points", description=(__doc__ or "").split(chr(10))[0])
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="only this run; run and two are, by default")
+    parser.add_argument(
+        "--shape", choices=SHAPES, action="append", help="only this run; run, two and swept are, by default"
+    )
     parser.add_argument(
         "--pairs", type=float, nargs="?", const=1.0, metavar="SHARE", help="two deaths in one small run, instead"
     )
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shapes = options.shape or ["small"]
         found = _each(each_pair(shape, options.n, options.pairs, options.seed) for shape in shapes)
     else:
-        shapes = options.shape or ["run", "two"]
+        shapes = options.shape or ["run", "two", "swept"]
         counted = {shape: points_of(undisturbed(shape).plan) for shape in shapes}
         told["points"] = {shape: points.count for shape, points in counted.items()}
         told["the same run as another point"] = {shape: points.same for shape, points in counted.items()}

@@ -21,7 +21,7 @@ from messages.experiments import StartExperiment
 from messages.ports import Outgoing
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from orchestrator.app import build
-from orchestrator.settings import OrchestratorSettings
+from orchestrator.settings import OrchestratorSettings, RetentionSettings
 from silo_agent.app import opened
 from silo_agent.code_digest import code_digest
 from silo_agent.service import Agent
@@ -40,6 +40,7 @@ FROZEN: Final = 45.0
 """Seconds that a process stands still: longer than its locks last."""
 DEADLINE: Final = 300.0
 ORCHESTRATORS: Final = ("ORCH", "ORCH2")
+_DEFAULT: Final = RetentionSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,11 @@ class Shape:
     orchestrators: int = 1
     repeats: bool = False
     """Whether every message arrives twice, and each silo's old updates again whenever a round is announced."""
+    retention: RetentionSettings = _DEFAULT
+    metric: dict[str, str] | None = None
+    """By which weights are the best."""
+    kept: tuple[int, ...] | None = None
+    """Rounds whose weights are there after the last sweep, when no update is; None: that sweep comes weeks later."""
 
 
 SHAPES: Final = {
@@ -65,8 +71,18 @@ SHAPES: Final = {
         repeats=True,
     ),
     "small": Shape(silos={"north": Member(2.0, 30)}, rounds=1, initial=True),
+    "swept": Shape(
+        silos={"north": Member(2.0, 30)},
+        rounds=2,
+        initial=True,
+        retention=RetentionSettings(updates=0, models=1, days=0.001),
+        metric={"name": "loss", "mode": "max"},  # it falls, so the first weights are the best
+        kept=(0, 2),
+    ),
 }
-"""`run`: everything a run has. `two`: two orchestrators, and everything arrives twice. `small`: for pairs."""
+"""`run`: everything a run has. `two`: two orchestrators, and everything arrives twice. `small`: for pairs. `swept`:
+what is not needed is deleted at once, and soon after the end everything but the best and the last weights.
+"""
 
 
 class _Process:
@@ -117,15 +133,17 @@ class Federation:
             self._processes.append(self._agent(silo))
         await self._until(lambda: len(self.store.named("presence/")) == len(self.shape.silos), within)
         self.run = await self._post()
-        await self._until(lambda: self.left() == [] and bool(self.store.named("runs/")), within)
+        over = "runs/" if self.shape.kept is None else "swept/"
+        await self._until(lambda: self.left() == [] and bool(self.store.named(over)), within)
         await self.clock.advance(2 * LOCKED)
         await self._until(lambda: self.left() == [] and not any(p.gone for p in self._processes), within)
 
     def left(self) -> list[str]:
-        """What is in the queues, apart from what retention will do days later."""
+        """What is in the queues, apart from what retention will do weeks later."""
         queues = self.broker._queues.values()
         found = [(q.name, m.delivery.subject) for q in queues for m in q.messages if "/" not in q.name]
-        return [f"{name}: {subject}" for name, subject in found if subject != "sweep-run"]
+        weeks_later = "sweep-run" if self.shape.kept is None else None
+        return [f"{name}: {subject}" for name, subject in found if subject != weeks_later]
 
     def dead_letters(self) -> list[str]:
         """What is among the dead letters, and why."""
@@ -143,7 +161,13 @@ class Federation:
     def _orchestrator(self, who: str) -> _Process:
         life = Life(who, self.plan)
         settings = OrchestratorSettings.model_validate(
-            {"silos": list(self.shape.silos), "scratch": self.root / "scratch", "memory_mb": 16, **_ELSEWHERE}
+            {
+                "silos": list(self.shape.silos),
+                "scratch": self.root / "scratch",
+                "memory_mb": 16,
+                "retention": self.shape.retention,
+                **_ELSEWHERE,
+            }
         )
         bus, store = Away(_Sending(self, None), life), Away(self.store, life)
         orchestrator = build(settings, bus=bus, store=store, clock=self.clock)
@@ -229,6 +253,8 @@ class Federation:
 
     async def _post(self) -> str:
         start: dict[str, Any] = {"experiment": EXPERIMENT, "task": TASK, "rounds": self.shape.rounds}
+        if self.shape.metric:
+            start["metric"] = self.shape.metric
         if self.shape.initial:
             data = weights(1.0, 0)
             sha256 = hashlib.sha256(data).hexdigest()

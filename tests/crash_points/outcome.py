@@ -17,6 +17,7 @@ from safetensors.numpy import load
 
 from messages import names
 from messages.schemas import Head
+from orchestrator.documents import Retained
 from orchestrator.experiment.state import Ended, RoundRecord
 from silo_agent import egress
 from tests.crash_points.federation import EXPERIMENT, Federation, Shape
@@ -51,6 +52,8 @@ class Outcome:
     weights: list[str]
     """Every blob of global weights."""
     documents: list[str]
+    retained: str
+    """What the tombstone of the run names, and how far the deleting has come."""
     head: str
     ended: str
     silos: dict[str, Kept]
@@ -61,10 +64,13 @@ class Outcome:
     """The first two stored versions of the state, or of the head, of which one may not follow the other."""
 
     def wrong(self, shape: Shape) -> list[str]:
-        """What is not as arithmetic says: models, updates, pooled counts and commits of every round."""
+        """What is not as arithmetic says: models, updates, pooled counts and commits of every round; what is kept."""
+        updates = {silo: _rounds(kept.updates) for silo, kept in self.silos.items()}
         facts = {
             "problem": (self.problem, None),
-            "rounds": ([_told(r) for r in self.rounds], list(_due(shape))),
+            "rounds": ([_told(r) for r in self.rounds], [_left_of(shape, *due) for due in _due(shape)]),
+            "weights kept": (_rounds(self.weights), _due_weights(shape)),
+            "updates kept": (updates, _due_updates(shape)),
             "commits": ({silo: _commits(kept) for silo, kept in self.silos.items()}, _due_commits(shape)),
             "dead letters": (self.dead_letters, []),
             "errors": (self.errors, []),
@@ -88,21 +94,43 @@ def _told(record: dict[str, Any]) -> Told:
     return record["purpose"], silos, scores, numbers["w"][0], numbers["n"][0]
 
 
-def _due(shape: Shape) -> Iterator[Told]:
-    """What every round must come to. One silo initialises: the first."""
+def _due(shape: Shape) -> Iterator[tuple[int, Told]]:
+    """What every round must come to, by its number. One silo initialises: the first."""
     members = shape.silos
     silos, scores = list(members), 8 * len(members)
     w, commits = 1.0, dict.fromkeys(silos, 0)
     if not shape.initial:
         w, commits[silos[0]] = members[silos[0]].constant, 1
-        yield "initialise", silos[:1], 0, w, 0.0
+        yield 0, ("initialise", silos[:1], 0, w, 0.0)
     samples = sum(member.samples for member in members.values())
-    for _ in range(shape.rounds):
+    for number in range(1, shape.rounds + 1):
         w += sum(member.constant * member.samples for member in members.values()) / samples
         n = sum(commits[silo] * member.samples for silo, member in members.items()) / samples
         commits = {silo: count + 1 for silo, count in commits.items()}
-        yield "train", silos, scores, w, n
-    yield "evaluate", silos, scores, None, None
+        yield number, ("train", silos, scores, w, n)
+    yield shape.rounds + 1, ("evaluate", silos, scores, None, None)
+
+
+def _left_of(shape: Shape, number: int, told: Told) -> Told:
+    """What can still be read of a round: not its model, when that was deleted."""
+    return told if number in _due_weights(shape) else (*told[:3], None, None)
+
+
+def _due_weights(shape: Shape) -> list[int]:
+    """Rounds whose weights must be there; nothing is left of any other's."""
+    return list(range(shape.rounds + 1)) if shape.kept is None else list(shape.kept)
+
+
+def _due_updates(shape: Shape) -> dict[str, list[int]]:
+    """Rounds of which each silo's updates must be there."""
+    if shape.kept is not None:
+        return {silo: [] for silo in shape.silos}
+    return {silo: [number for number, told in _due(shape) if silo in told[1]] for silo in shape.silos}
+
+
+def _rounds(blobs: list[str]) -> list[int]:
+    found = {names.round_of_blob(name) for name in blobs}
+    return sorted(number for number in found if number is not None)
 
 
 def _commits(kept: Kept) -> int:
@@ -111,7 +139,7 @@ def _commits(kept: Kept) -> int:
 
 def _due_commits(shape: Shape) -> dict[str, int]:
     """One per round that a silo published in."""
-    return {silo: sum(silo in told[1] for told in _due(shape)) for silo in shape.silos}
+    return {silo: sum(silo in told[1] for _, told in _due(shape)) for silo in shape.silos}
 
 
 def _differences(where: str, mine: Any, its: Any) -> Iterator[str]:
@@ -138,6 +166,7 @@ def outcome_of(federation: Federation, problem: str | None, bugs: list[str]) -> 
         rounds=[_round(federation, record) for record in records],
         weights=[name for container, name in sorted(blobs) if container == names.GLOBAL and "/head" not in name],
         documents=[name for container, name in sorted(blobs) if container == names.STATE],
+        retained=_retained(federation),
         head=_head(Head.model_validate_json(head.data)) if head else "none",
         ended=f"{state.outcome} after {state.round}" if isinstance(state, Ended) else "not",
         silos={silo: _kept(federation, silo) for silo in federation.shape.silos},
@@ -161,6 +190,11 @@ def _round(federation: Federation, record: RoundRecord) -> dict[str, Any]:
         "weights": record.model.sha256 if record.model else None,
         "numbers": {name: tensor.tolist() for name, tensor in load(blob.data).items()} if blob else None,
     }
+
+
+def _retained(federation: Federation) -> str:
+    blob = federation.store.blobs.get((names.STATE, names.retained_blob(federation.run))) if federation.run else None
+    return Retained.model_validate_json(blob.data).model_dump_json() if blob else "nothing"
 
 
 def _head(head: Head) -> str:
