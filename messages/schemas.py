@@ -221,6 +221,7 @@ class DeclineReason(StrEnum):
     QUORUM_TOO_SMALL = "quorum-too-small"
     TOO_FEW_SILOS = "too-few-silos"
     BUDGET_SPENT = "budget-spent"
+    ROLE_FORBIDDEN = "role-forbidden"
     TRANSFER_FORBIDDEN = "transfer-forbidden"
     OUTBOUND_FORBIDDEN = "outbound-forbidden"
     TOO_FEW_SAMPLES = "too-few-samples"

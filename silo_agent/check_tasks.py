@@ -31,6 +31,7 @@ from silo_agent.policy import Accepted, Range, Task
 from silo_agent.private_state import PrivateState
 from silo_agent.rerun import announcement_of, what_would_leave
 from silo_agent.result import Allowed, Withheld, examine
+from silo_agent.roles import given_as
 from silo_agent.runners.azureml_workspace import Rejected, Workspace
 from silo_agent.runners.port import Failed, Job, OverBudget
 from silo_agent.silo import Silo
@@ -177,9 +178,9 @@ async def _rounds(silo: Silo, name: str, task: Task, lines: list[str]) -> str | 
         announced = _announcement(name, number, purpose, previous)
         directory, state = RoundDirectory(top / str(number)), PrivateState(top / "state")
         asked = given.round_json(announced, _accepted(task), silo.name)
-        weights = await asyncio.to_thread(given.begin, directory)
+        top = await asyncio.to_thread(given.begin, directory)
         if previous is not None:
-            await asyncio.to_thread(shutil.copyfile, previous.path, weights)
+            await asyncio.to_thread(shutil.copyfile, previous.update["weights"].path, top / given_as("weights"))
         await asyncio.to_thread(given.finish, directory, asked, state, RUN, number)
         attempt = directory.attempt(1)
         await asyncio.to_thread(attempt.start)
@@ -201,7 +202,7 @@ async def _rounds(silo: Silo, name: str, task: Task, lines: list[str]) -> str | 
         if isinstance(outcome, OverBudget):
             lines.append(f"{attempt.log} counts them")
             return f"{purpose}: would cost more node hours than tasks.{name}.compute.azureml.node_hours allows"
-        received = previous.update.layout if previous and previous.update else None
+        received = previous.update["weights"].scan.layout if previous else None
         result = await asyncio.to_thread(examine, attempt, announced, received, task.outbound)
         if isinstance(result, Withheld):
             lines += result.notes
@@ -222,7 +223,7 @@ def _read(log: Path) -> str:
 
 
 def _announcement(task: str, number: int, purpose: Purpose, previous: Allowed | None) -> RoundAnnounced:
-    update = previous.update if previous else None
+    update = previous.update["weights"].scan if previous else None
     return announcement_of(
         {
             "experiment": "check",

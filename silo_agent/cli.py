@@ -183,8 +183,8 @@ def _egress_row(line: dict[str, Any]) -> dict[str, Any]:
         said = ", ".join(f"{m['name']}={m.get('value', m['kind'])}" for m in metrics)
     what = message.get("kind", line["what"])
     run, number = asked.get("run", message.get("run")), asked.get("round", message.get("round"))
-    weights = (line.get("weights") or {}).get("bytes", 0)
-    return {**line, "what": what, "run": run, "round": number, "bytes": line["bytes"] + weights, "said": said}
+    files = sum((line.get(role) or {}).get("bytes", 0) for role in ("weights", "control"))
+    return {**line, "what": what, "run": run, "round": number, "bytes": line["bytes"] + files, "said": said}
 
 
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:

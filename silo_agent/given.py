@@ -1,7 +1,7 @@
-"""What a script is given for a round: `round.json`, the global weights, private state, in a directory that is complete
+"""What a script is given for a round: `round.json`, the payloads, private state, in a directory that is complete
 or not there.
 
-Here lives how the input is laid out and how one left by an earlier agent is recognised. Fetching the weights is the
+Here lives how the input is laid out and how one left by an earlier agent is recognised. Fetching payloads is the
 caller's; whether the round should run at all was decided before.
 """
 
@@ -10,32 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from messages.errors import InvalidWeights
-from messages.schemas import RoundAnnounced
-from messages.weights import Scan, WeightsFault, scan_file, verify
+from messages.schemas import Payload, RoundAnnounced
+from messages.weights import Layout, WeightsFault, scan_file, verify
 from silo_agent.home import RoundDirectory, make_directory, read_json
 from silo_agent.policy import Accepted
 from silo_agent.private_state import PrivateState
-
-WEIGHTS = "weights.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A complete input."""
-
-    weights: Scan | None
-    """What is in the weights; None when initialising."""
-    version: int | None
-    """The round that committed the private state in it."""
+from silo_agent.roles import given_as, layout_given, wanted
 
 
 def round_json(announced: RoundAnnounced, accepted: Accepted, silo: str) -> bytes:
     """The file's bytes: the same for the same announcement and policy, whoever makes them and when."""
-    weights = announced.payloads.get("weights")
     asked = {
         "schema_version": 1,
         "experiment": announced.experiment,
@@ -48,7 +35,8 @@ def round_json(announced: RoundAnnounced, accepted: Accepted, silo: str) -> byte
         "hyperparameters": accepted.hyperparameters,
         "data": {name: str(path) for name, path in accepted.task.data.items()},
         "seed": seed(announced.run, announced.round, silo),
-        "weights": None if weights is None else {"sha256": weights.sha256, "bytes": weights.bytes},
+        "roles": list(wanted(announced)),
+        **{role: _described(announced.payloads.get(role)) for role in ("weights", "control")},
     }
     return json.dumps(asked, indent=1, sort_keys=True).encode()
 
@@ -58,25 +46,23 @@ def seed(run: str, round_number: int, silo: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{run}\0{round_number}\0{silo}".encode()).digest()[:8], "big") >> 1
 
 
-def still_good(
-    directory: RoundDirectory, asked: bytes, state: PrivateState, run: str, round_number: int
-) -> Path | None:
-    """The weights of an input that an earlier agent left, if it is the one asked for; otherwise it is deleted."""
+def still_good(directory: RoundDirectory, asked: bytes, state: PrivateState, run: str, round_number: int) -> bool:
+    """Whether an earlier agent left the very input that is asked for; another is deleted."""
     kept = read_json(directory.path / "given.json")
     version = state.version(run, before=round_number)
     there = directory.input / "round.json"
     if kept == {"version": version} and there.is_file() and there.read_bytes() == asked:
-        return directory.input / WEIGHTS
+        return True
     shutil.rmtree(directory.input, ignore_errors=True)
-    return None
+    return False
 
 
 def begin(directory: RoundDirectory) -> Path:
-    """An empty place to put an input together; returns where its weights go."""
+    """An empty place to put an input together; its payloads go there, named by `roles.given_as`."""
     fresh = directory.path / "in.new"
     shutil.rmtree(fresh, ignore_errors=True)
     make_directory(fresh)
-    return fresh / WEIGHTS
+    return fresh
 
 
 def finish(directory: RoundDirectory, asked: bytes, state: PrivateState, run: str, round_number: int) -> int | None:
@@ -94,13 +80,22 @@ def finish(directory: RoundDirectory, asked: bytes, state: PrivateState, run: st
     return version
 
 
-def examined(weights: Path, announced: RoundAnnounced) -> Scan | None:
-    """What is in the weights, which are those that were announced. Raises InvalidWeights."""
-    payload = announced.payloads.get("weights")
-    if payload is None:
-        return None
-    scan = scan_file(weights)
-    verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=None)
-    if scan.layout.digest != payload.layout:
-        raise InvalidWeights(WeightsFault.LAYOUT_MISMATCH, "The tensors are not those that were announced.")
-    return scan
+def examined(top: Path, announced: RoundAnnounced) -> Layout | None:
+    """The layout of the weights at `top`, where every payload is the one that was announced; None when initialising.
+
+    Raises InvalidWeights. Blocks: use it in a thread.
+    """
+    weights: Layout | None = None
+    for role in sorted(announced.payloads, reverse=True):  # the weights first: they say how others are laid out
+        payload = announced.payloads[role]
+        scan = scan_file(top / given_as(role))
+        beside = layout_given(role, weights) if weights is not None else None
+        verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=beside)
+        if scan.layout.digest != payload.layout:
+            raise InvalidWeights(WeightsFault.LAYOUT_MISMATCH, f"The tensors of {role} are not those announced.")
+        weights = weights or scan.layout
+    return weights
+
+
+def _described(payload: Payload | None) -> dict[str, object] | None:
+    return None if payload is None else {"sha256": payload.sha256, "bytes": payload.bytes}

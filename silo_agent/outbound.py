@@ -19,6 +19,7 @@ from messages.schemas import (
     MeanMetric,
     MetricReport,
     Purpose,
+    Role,
     SumMetric,
 )
 from messages.share import lets_through
@@ -27,7 +28,7 @@ from silo_agent.policy import MetricRule, Outbound
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """An update as the outbound rules see it."""
+    """One payload of an update as the outbound rules see it."""
 
     bytes: int
     dtypes: Mapping[str, str]
@@ -51,13 +52,13 @@ class Refused:
 
 
 def apply(
-    rules: Outbound, *, purpose: Purpose, tensors: Tensors | None, samples: int, metrics: list[MetricReport]
+    rules: Outbound, *, purpose: Purpose, update: Mapping[Role, Tensors], samples: int, metrics: list[MetricReport]
 ) -> Leaving | Refused:
-    """The rules, applied to one result. `tensors` is None when there is no update (evaluation)."""
+    """The rules, applied to one result. `update` is empty when there is none (evaluation)."""
     if purpose is Purpose.TRAIN and samples < rules.min_samples:
         note = f"trained on {samples} samples; min_samples is {rules.min_samples}"
         return Refused(reason=DeclineReason.TOO_FEW_SAMPLES, notes=(note,))
-    if tensors is not None and (forbidden := forbidden_tensors(rules, tensors)):
+    if forbidden := forbidden_tensors(rules, update):
         return Refused(reason=DeclineReason.OUTBOUND_FORBIDDEN, notes=forbidden)
     leaving: list[MetricReport] = []
     notes: list[str] = []
@@ -83,16 +84,21 @@ def apply(
     return Leaving(metrics=tuple(leaving), notes=tuple(notes))
 
 
-def forbidden_tensors(rules: Outbound, tensors: Tensors) -> tuple[str, ...]:
-    """Why these tensors may not leave; empty when they may."""
+def forbidden_tensors(rules: Outbound, update: Mapping[Role, Tensors]) -> tuple[str, ...]:
+    """Why these payloads may not leave; empty when they may. `max_bytes` is for all of them together."""
     problems = []
-    if tensors.bytes > rules.max_bytes:
-        problems.append(f"the update has {tensors.bytes} bytes; max_bytes is {rules.max_bytes}")
-    for name, dtype in tensors.dtypes.items():
-        if not lets_through(name, rules.tensors):
-            problems.append(f"tensor {name}: not named by the outbound rules")
-        elif dtype not in rules.dtypes:
-            problems.append(f"tensor {name}: is {dtype}, which the outbound rules do not name")
+    size = sum(payload.bytes for payload in update.values())
+    if size > rules.max_bytes:
+        problems.append(f"the update has {size} bytes; max_bytes is {rules.max_bytes}")
+    for role, payload in update.items():
+        if role not in rules.roles:
+            problems.append(f"{role}: not named by `roles` of the outbound rules")
+        for name, dtype in payload.dtypes.items():
+            tensor = f"tensor {name}" if role == "weights" else f"tensor {name} of {role}"
+            if not lets_through(name, rules.tensors):
+                problems.append(f"{tensor}: not named by the outbound rules")
+            elif dtype not in rules.dtypes:
+                problems.append(f"{tensor}: is {dtype}, which the outbound rules do not name")
     return tuple(problems[:20])
 
 

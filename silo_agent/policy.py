@@ -14,10 +14,11 @@ from typing import Annotated, Literal, Self, assert_never
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from messages.fields import MetricName, Name, ParameterName, Scalar, Sha256
-from messages.schemas import DeclineReason, Purpose, RoundAnnounced
+from messages.schemas import DeclineReason, Purpose, Role, RoundAnnounced
 from messages.settings import SettingsPath
 from messages.share import lets_through
 from silo_agent.compute import AzureML, Compute, Local
+from silo_agent.roles import wanted
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16",
@@ -75,6 +76,9 @@ class MetricRule(Rule):
 class Outbound(Rule):
     """What may leave; nothing may that is not named."""
 
+    roles: list[Role] = ["weights"]
+    """Payloads. `control`: how SCAFFOLD's control variate changed; it tells of the gradients here, so it is named or
+    stays."""
     tensors: list[Pattern] = []
     """Shell-style patterns over tensor names; `!` excludes; the last that matches decides."""
     dtypes: list[DType] = []
@@ -234,6 +238,8 @@ def _transfer(outbound: Outbound, announced: RoundAnnounced) -> DeclineReason | 
 
     Share patterns with wildcards say too little about names; their tensors are judged one by one in the end.
     """
+    if any(role not in outbound.roles for role in wanted(announced)):
+        return DeclineReason.ROLE_FORBIDDEN
     if announced.transfer.dtype is not None and announced.transfer.dtype not in outbound.dtypes:
         return DeclineReason.TRANSFER_FORBIDDEN
     full_names = (name for name in announced.share if not name.startswith("!") and not any(c in name for c in "*?["))

@@ -1,6 +1,6 @@
 """How an update becomes public: once per round and silo, by the one blob that is created and never replaced.
 
-Here lives the order that makes it exactly once: log what will leave, upload the weights, create `update.json` (whoever
+Here lives the order that makes it exactly once: log what will leave, upload the payloads, create `update.json` (whoever
 creates it first decides), commit the private state that belongs to it, send it. A crash anywhere in between is repaired
 by whoever comes next and finds `update.json`.
 """
@@ -23,6 +23,7 @@ from messages.schemas import Payload, RoundAnnounced, UpdatePublished
 from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted
 from silo_agent.result import Allowed
+from silo_agent.roles import form
 from silo_agent.silo import Silo
 from silo_agent.voice import asker
 
@@ -55,11 +56,10 @@ class Publisher:
         """Returns when the publication is in the store: this one, or one that was there before."""
         body = encode(self._message(result, accepted))
         await asyncio.to_thread(self._log, body, result, number)
-        if result.update is not None:
-            sha256 = result.update.sha256
-            blob = names.weights_blob(self._announced.run, self._announced.round, sha256)
+        for made in result.update.values():
+            blob = names.weights_blob(self._announced.run, self._announced.round, made.scan.sha256)
             with contextlib.suppress(AlreadyExists):  # named by content: it is this very file
-                await self._create(blob, result.path)
+                await self._create(blob, made.path)
         try:
             await self._create(self._blob, body)
         except AlreadyExists:
@@ -85,19 +85,21 @@ class Publisher:
         await self._silo.patiently(create, missing=f"the container {self._container}")
 
     def _message(self, result: Allowed, accepted: Accepted) -> UpdatePublished:
-        update = result.update
-        payload = update and Payload(
-            sha256=update.sha256,
-            bytes=update.bytes,
-            form=self._announced.transfer.form if self._announced.payloads else "weights",
-            layout=update.layout.digest,
-        )
+        payloads = {
+            role: Payload(
+                sha256=made.scan.sha256,
+                bytes=made.scan.bytes,
+                form=form(role, self._announced),
+                layout=made.scan.layout.digest,
+            )
+            for role, made in result.update.items()
+        }
         return UpdatePublished(
             run=self._announced.run,
             round=self._announced.round,
             purpose=self._announced.purpose,
             announcement=self._announced.announcement,
-            payloads={"weights": payload} if payload else {},
+            payloads=payloads,
             samples=result.samples,
             steps=result.steps,
             metrics=list(result.metrics),
@@ -108,7 +110,9 @@ class Publisher:
         )
 
     def _log(self, body: bytes, result: Allowed, number: int) -> None:
-        update = result.update
+        files: dict[str, object] = {
+            r: {"sha256": made.scan.sha256, "bytes": made.scan.bytes} for r, made in result.update.items()
+        }
         self._silo.egress.append(
             self._silo.clock.now(),
             {
@@ -118,7 +122,8 @@ class Publisher:
                 "sha256": hashlib.sha256(body).hexdigest(),
                 "bytes": len(body),
                 "message": json.loads(body),
-                "weights": update and {"sha256": update.sha256, "bytes": update.bytes},
+                "weights": None,
+                **files,
                 "try": number,
                 "notes": list(result.notes),
             },

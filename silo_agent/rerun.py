@@ -89,10 +89,11 @@ async def run_alone(job: Job) -> object:
 
 def announcement_of(asked: dict[str, object]) -> RoundAnnounced:
     """An announcement that asks for what a `round.json` says, as far as judging its result needs it."""
-    weights = asked["weights"]
-    payloads = {}
-    if isinstance(weights, dict):
-        payloads = {"weights": Payload(sha256=weights["sha256"], bytes=weights["bytes"], layout="0" * 64)}
+    payloads = {
+        role: Payload(sha256=file["sha256"], bytes=file["bytes"], layout="0" * 64)
+        for role in ("weights", "control")
+        if isinstance(file := asked.get(role), dict)
+    }
     return RoundAnnounced.model_validate(
         {
             "experiment": asked["experiment"],
@@ -102,6 +103,7 @@ def announcement_of(asked: dict[str, object]) -> RoundAnnounced:
             "announcement": 1,
             "task": asked["task"],
             "payloads": payloads,
+            "roles": asked.get("roles") or ["weights"],
             "transfer": Transfer.model_validate(asked["transfer"]),
             "silos": 1,
             "quorum": 1,
@@ -113,8 +115,9 @@ def announcement_of(asked: dict[str, object]) -> RoundAnnounced:
 def what_would_leave(found: Allowed) -> list[str]:
     """A result as it would leave, for a person."""
     lines = []
-    if found.update is not None:
-        lines.append(f"update: {len(found.update.layout.tensors)} tensors, {found.update.bytes} bytes")
+    for role, made in found.update.items():
+        word = "update" if role == "weights" else role
+        lines.append(f"{word}: {len(made.scan.layout.tensors)} tensors, {made.scan.bytes} bytes")
     lines.append(f"samples: {found.samples}, steps: {found.steps}, seconds: {found.seconds}")
     lines += [f"metric {m.name} ({m.phase}): {_said(m)}" for m in found.metrics]
     return [*lines, *(f"stays here: {note}" for note in found.notes)]

@@ -1,4 +1,4 @@
-"""What a script made of a round, examined: the report, the update, and what of both may leave.
+"""What a script made of a round, examined: the report, the payloads of the update, and what of both may leave.
 
 Here lives the judgement on files that the script wrote, none of which is trusted. `notes` name tensors, metrics and
 paths: they stay in the silo. Nothing is sent here.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -18,24 +19,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from messages.codec import MAX_MESSAGE_BYTES
 from messages.errors import InvalidWeights
 from messages.fields import Count, Sha256
-from messages.schemas import DeclineReason, FailureCategory, MetricReport, Purpose, RoundAnnounced
+from messages.schemas import DeclineReason, FailureCategory, MetricReport, Purpose, Role, RoundAnnounced
 from messages.weights import DTYPES, Layout, Scan, WeightsFault, scan_file, verify
 from silo_agent import outbound
 from silo_agent.home import TryDirectory
 from silo_agent.policy import Outbound
+from silo_agent.roles import layout_made, made_as, wanted
 
 _LONGEST_REPORT: Final = 8 << 20
 _LONGEST_METRICS: Final = MAX_MESSAGE_BYTES - 50_000
 """The rest of a message is much smaller than what is left."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A payload: what is in it, and where it is."""
+
+    scan: Scan
+    path: Path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
     """A sound result, and what of it may leave."""
 
-    update: Scan | None
-    path: Path
-    """Where the update is."""
+    update: Mapping[Role, Made]
+    """The payloads, the weights first; none when evaluating."""
     samples: int
     steps: int
     metrics: tuple[MetricReport, ...]
@@ -73,6 +82,7 @@ class _Report(BaseModel):
     samples: Count
     steps: Count
     update: _File | None
+    control: _File | None = None
     metrics: Annotated[list[MetricReport], Field(max_length=200)] = []
 
 
@@ -86,18 +96,24 @@ def examine(
         return Unsound(FailureCategory.NO_REPORT, ())
     except (OSError, ValidationError) as error:
         return Unsound(FailureCategory.REPORT_INVALID, (str(error),))
-    wants_update = announced.purpose is not Purpose.EVALUATE
-    if wants_update is (report.update is None):
-        note = f"a round to {announced.purpose} has {'an' if wants_update else 'no'} update"
-        return Unsound(FailureCategory.REPORT_INVALID, (note,))
+    told: dict[Role, _File | None] = {"weights": report.update, "control": report.control}
+    for role, file in told.items():
+        if (role in wanted(announced)) is (file is None):
+            word = "update" if role == "weights" else role
+            note = (
+                f"a round to {announced.purpose} with {announced.strategy} has {'an' if file is None else 'no'} {word}"
+            )
+            return Unsound(FailureCategory.REPORT_INVALID, (note,))
     if odd := _what_cannot_be_kept(attempt.output / "state"):
         return Unsound(FailureCategory.REPORT_INVALID, (f"{odd} cannot be kept: it is no file and no directory",))
-    path = attempt.output / "update.safetensors"
-    scan: Scan | None = None
-    if report.update is not None:
-        expected = received.cast(announced.transfer.dtype) if received is not None else None
+    update: dict[Role, Made] = {}
+    for role, file in told.items():
+        if file is None:
+            continue
+        path = attempt.output / made_as(role)
+        expected = layout_made(role, received, announced) if received is not None else None
         try:
-            scan = _scan(path, report.update, expected)
+            update[role] = Made(_scan(path, file, expected), path)
         except InvalidWeights as fault:
             not_finite = fault.reason == WeightsFault.NOT_FINITE
             category = FailureCategory.UPDATE_NOT_FINITE if not_finite else FailureCategory.UPDATE_INVALID
@@ -105,14 +121,14 @@ def examine(
         except OSError as error:
             return Unsound(FailureCategory.UPDATE_INVALID, (str(error),))
         if _has_metadata(path):
-            note = "the update's header has __metadata__, which may say anything: write it without"
+            note = f"the header of {path.name} has __metadata__, which may say anything: write it without"
             return Withheld(DeclineReason.OUTBOUND_FORBIDDEN, (note,))
     # Initialising is not charged to the budget: nothing that was learnt from data may leave with it.
     initialises = announced.purpose is Purpose.INITIALISE
     leaving = outbound.apply(
         rules,
         purpose=announced.purpose,
-        tensors=None if scan is None else tensors_of(scan.layout, scan.bytes),
+        update={role: tensors_of(made.scan.layout, made.scan.bytes) for role, made in update.items()},
         samples=report.samples,
         metrics=[] if initialises else report.metrics,
     )
@@ -121,8 +137,7 @@ def examine(
     if sum(len(metric.model_dump_json()) for metric in leaving.metrics) > _LONGEST_METRICS:
         return Unsound(FailureCategory.REPORT_INVALID, ("the metrics are too large for a message: use fewer bins",))
     return Allowed(
-        update=scan,
-        path=path,
+        update=update,
         samples=0 if initialises else report.samples,
         steps=0 if initialises else report.steps,
         metrics=leaving.metrics,
@@ -132,7 +147,7 @@ def examine(
 
 
 def tensors_of(layout: Layout, size: int) -> outbound.Tensors:
-    """An update as the outbound rules see it."""
+    """A payload as the outbound rules see it."""
     return outbound.Tensors(size, {spec.name: DTYPES[spec.dtype].name for spec in layout.tensors})
 
 

@@ -7,7 +7,9 @@ Here lives the doing of one round, from announcement to answer. What is next is 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, assert_never, final
 
 from pydantic import ValidationError
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 from messages import names
 from messages.errors import InvalidWeights, NotFound
 from messages.log import EventLog
-from messages.schemas import DeclineReason, FailureCategory, Head, Purpose, RoundAnnounced
+from messages.schemas import DeclineReason, FailureCategory, Head, Payload, Purpose, Role, RoundAnnounced
 from messages.weights import Layout
 from silo_agent import given, outbound, rounds
 from silo_agent.approval import cleared, measured
@@ -24,6 +26,7 @@ from silo_agent.home import RoundDirectory
 from silo_agent.policy import Accepted, Declined, Facts, Task, decide
 from silo_agent.publication import Publisher
 from silo_agent.result import Allowed, Unsound, Withheld, examine, tensors_of
+from silo_agent.roles import given_as, layout_made, wanted
 from silo_agent.rounds import (
     Announced,
     Checked,
@@ -201,40 +204,40 @@ class RoundWork:
     async def _fetch(self, phase: Fetching) -> Event:
         silo, announced = self._silo, self._announced
         asked = given.round_json(announced, phase.accepted, silo.name)
-        weights = await asyncio.to_thread(given.still_good, self._directory, asked, silo.state, *self._key)
-        fresh = weights is None
+        fresh = not await asyncio.to_thread(given.still_good, self._directory, asked, silo.state, *self._key)
         try:
-            if weights is None:
-                weights = await asyncio.to_thread(given.begin, self._directory)
-                if (payload := announced.payloads.get("weights")) is not None:
-                    blob = names.weights_blob(announced.run, announced.round - 1, payload.sha256)
-                    await silo.patiently(lambda: self._fetch_weights(blob))
-            scan = await asyncio.to_thread(given.examined, weights, announced)
+            top = self._directory.input
+            if fresh:
+                top = await asyncio.to_thread(given.begin, self._directory)
+                for role, payload in announced.payloads.items():
+                    await silo.patiently(functools.partial(self._fetch_payload, top / given_as(role), payload))
+            self._received = await asyncio.to_thread(given.examined, top, announced)
         except NotFound:
             return Declined(DeclineReason.WEIGHTS_MISSING)
         except InvalidWeights as fault:
             self._notes = (fault.description,)
             return Declined(DeclineReason.WEIGHTS_INVALID)
-        if scan is not None:
-            self._received = scan.layout
-            if announced.purpose is Purpose.TRAIN and (reason := self._could_never_leave(phase.accepted.task)):
-                return Declined(reason)
+        if announced.purpose is Purpose.TRAIN and (reason := self._could_never_leave(phase.accepted.task)):
+            return Declined(reason)
         if fresh:
             await asyncio.to_thread(given.finish, self._directory, asked, silo.state, *self._key)
         self._version = silo.state.version(announced.run, before=announced.round)
         return rounds.WeightsFetched(not fresh and self._directory.attempt(phase.tries.number).has_report)
 
-    async def _fetch_weights(self, blob: str) -> None:
-        target = await asyncio.to_thread(given.begin, self._directory)
+    async def _fetch_payload(self, target: Path, payload: Payload) -> None:
+        await asyncio.to_thread(target.unlink, missing_ok=True)  # what a try that failed left of it
+        blob = names.weights_blob(self._announced.run, self._announced.round - 1, payload.sha256)
         await self._silo.store.fetch(names.GLOBAL, blob, target)
 
     def _could_never_leave(self, task: Task) -> DeclineReason | None:
         """An update has the tensors of what was received: what may not leave is known before training."""
         assert self._received is not None  # noqa: S101  # it was fetched
-        update = self._received.cast(self._announced.transfer.dtype)
-        size = Layout.of((s.name, s.dtype, s.shape) for s in update.tensors)
-        tensors = tensors_of(update, size.data_offset + size.data_bytes)
-        self._notes = outbound.forbidden_tensors(task.outbound, tensors)
+        update: dict[Role, outbound.Tensors] = {}
+        for role in wanted(self._announced):
+            layout = layout_made(role, self._received, self._announced)
+            size = Layout.of((s.name, s.dtype, s.shape) for s in layout.tensors)
+            update[role] = tensors_of(layout, size.data_offset + size.data_bytes)
+        self._notes = outbound.forbidden_tensors(task.outbound, update)
         return DeclineReason.OUTBOUND_FORBIDDEN if self._notes else None
 
     async def _train(self, phase: Training) -> Event:

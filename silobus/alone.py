@@ -60,7 +60,13 @@ class AloneRound(Round):
     def _progress(self, steps: int | None) -> None:
         pass
 
-    def _submit(self, model: Any, samples: int, steps: int) -> None:
+    def _proximal(self, model: Any, mu: float) -> Any:
+        return 0.0  # there are no others to stay near to
+
+    def _correct(self, model: Any) -> None:
+        pass
+
+    def _submit(self, model: Any, samples: int, steps: int, lr: float | None) -> None:
         self._print(f"trained   on {samples} samples in {steps} steps")
 
     def _finish(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from silobus.drift import Control, Proximal
 from silobus.files import TensorFile, Written, make_names_durable, sha256_of, write_json
 from silobus.metrics import Metric
 from silobus.round import Round, Told
@@ -25,6 +26,8 @@ from silobus.weights import copy_private, divide, load, write_private, write_upd
 
 PURPOSES = ("initialise", "train", "evaluate")
 PRIVATE = "model.safetensors"
+CONTROL = "control.safetensors"
+"""The server's control variate in the input, the silo's own in the state, how that changed in the output."""
 
 
 class FederatedRound(Round):
@@ -37,6 +40,7 @@ class FederatedRound(Round):
         *,
         defaults: Mapping[str, Any],
         writes: bool,
+        verifies: bool = True,
         origins: Origins | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,8 +66,16 @@ class FederatedRound(Round):
         self._target = target
         self._writes = writes
         self._origins = origins
-        self._received = _received(source, asked["purpose"], asked["weights"])
+        if (asked["purpose"] == "initialise") != (asked["weights"] is None):
+            how = "with" if asked["weights"] else "without"
+            raise ValueError(f"round.json: a round to {asked['purpose']} comes {how} weights")
+        self._received = _given(source / "weights.safetensors", asked["weights"], verifies)
+        self._wants_control = "control" in asked.get("roles", ())
+        self._common = _given(source / CONTROL, asked.get("control"), verifies)
+        self._near: Proximal | None = None
+        self._control: Control | None = None
         self._update: Written | None = None
+        self._change: Written | None = None
         self._share: tuple[tuple[str, ...], ...] = ()
         self._sign_of_life = SignOfLife(target / "progress.json", clock)
         if writes:
@@ -101,8 +113,29 @@ class FederatedRound(Round):
         if self._writes:
             self._sign_of_life.note(steps)
 
-    def _submit(self, model: Any, samples: int, steps: int) -> None:
+    def _proximal(self, model: Any, mu: float) -> Any:
+        assert self._received is not None  # noqa: S101  # a round that trains has it
+        if self._near is None or self._near.owner is not model:
+            self._near = Proximal(divide(model, *self._share), self._received)
+        return self._near.term(mu)
+
+    def _correct(self, model: Any) -> None:
+        if not self._wants_control:
+            return
+        assert self._received is not None  # noqa: S101  # a round that trains has it
+        if self._control is None:
+            kept = self._source / "state" / CONTROL
+            own = TensorFile(kept) if kept.exists() else None
+            self._control = Control(divide(model, *self._share), self._received, self._common, own)
+        elif self._control.owner is not model:
+            raise RuntimeError("correct() was given another model before in this round")
+        self._control.correct()
+
+    def _submit(self, model: Any, samples: int, steps: int, lr: float | None) -> None:
         mine = divide(model, *self._share)
+        if self._wants_control:
+            _check_corrected(self._control, steps, lr)
+        self._near = None  # its copy of the weights is not needed any more
         if not self._writes:
             return
         transfer = self._asked["transfer"]
@@ -113,8 +146,11 @@ class FederatedRound(Round):
             form=transfer["form"],
             dtype=transfer["dtype"],
         )
+        state = self._target / "state"
         if mine.private:
-            write_private(_made(self._target / "state") / PRIVATE, mine)
+            write_private(_made(state) / PRIVATE, mine)
+        if self._control is not None and lr is not None:
+            self._change = self._control.write(mine, steps, lr, self._target / CONTROL, _made(state) / CONTROL)
 
     def _finish(self) -> None:
         if not self._writes:
@@ -133,6 +169,7 @@ class FederatedRound(Round):
                 "samples": samples,
                 "steps": steps,
                 "update": asdict(self._update) if self._update else None,
+                **({"control": asdict(self._change)} if self._change else {}),
                 "metrics": [metric.report(name, phase) for (name, phase), metric in self._metrics.items()],
             },
         )
@@ -156,22 +193,31 @@ class SignOfLife:
             write_json(self._path, {"steps": self._steps}, durable=False)
 
 
-def _received(source: Path, purpose: str, expected: Mapping[str, Any] | None) -> TensorFile | None:
-    """The weights this round starts from, if they are the ones that were announced."""
-    if (purpose == "initialise") != (expected is None):
-        raise ValueError(f"round.json: a round to {purpose} comes {'with' if expected else 'without'} weights")
+def _given(path: Path, expected: Mapping[str, Any] | None, verifies: bool) -> TensorFile | None:
+    """A file of the input, if it is the one that was announced; None when none was."""
     if expected is None:
         return None
-    path = source / "weights.safetensors"
-    if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
+    if path.stat().st_size != expected["bytes"] or (verifies and sha256_of(path) != expected["sha256"]):
         raise ValueError(f"{path} is not the file that round.json describes: its size or digest differs")
     return TensorFile(path)
+
+
+def _check_corrected(control: Control | None, steps: int, lr: float | None) -> None:
+    """SCAFFOLD's sums are right only if every step was corrected, and the length of the steps is known."""
+    calls = control.calls if control else 0
+    if calls != steps:
+        raise RuntimeError(
+            f"this round wants control variates (SCAFFOLD): {steps} steps were submitted, but correct() was called "
+            f"{calls} times; call rnd.correct(model) after backward(), before each step of the optimizer"
+        )
+    if lr is None:
+        raise RuntimeError("this round wants control variates (SCAFFOLD): give submit() the learning rate, lr=…")
 
 
 def _clear(target: Path) -> None:
     """Take away what an earlier run of this round left, the report first: it must not vouch for anything new."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", "update.safetensors", "progress.json"):
+    for name in ("report.json", "update.safetensors", CONTROL, "progress.json"):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / "state", ignore_errors=True)
 

@@ -6,6 +6,7 @@ that come in the wrong round or twice. What a call then does is in `alone` and `
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from abc import ABC, abstractmethod
@@ -117,8 +118,31 @@ class Round(ABC):
         """Say that training goes on, by the number of steps so far. Cheap: call it at every step."""
         self._progress(None if steps is None else operator.index(steps))
 
-    def submit(self, model: Any, samples: SupportsIndex, steps: SupportsIndex) -> None:
-        """Hand in the trained model. `samples` is its weight in the average, `steps` counts optimizer steps."""
+    def proximal(self, model: Any) -> Any:
+        """What FedProx adds to the loss: `loss = loss + rnd.proximal(model)`. 0 with other strategies, and alone.
+
+        It is μ/2 times the squared distance of the shared, trainable parameters from the weights received. μ is the
+        experiment's: `rnd.params["proximal_mu"]`.
+        """
+        self._check_training("proximal()")
+        mu = float(self.params.get("proximal_mu", 0.0))
+        if not 0 <= mu < math.inf:
+            raise ValueError(f"proximal_mu is {mu}: it is a number from 0")
+        return self._proximal(model, mu) if mu else 0.0
+
+    def correct(self, model: Any) -> None:
+        """What SCAFFOLD does to the gradients: call it after `backward()`, before each step of the optimizer.
+
+        Does nothing with other strategies, and alone. The optimizer has to be SGD without momentum.
+        """
+        self._check_training("correct()")
+        self._correct(model)
+
+    def submit(self, model: Any, samples: SupportsIndex, steps: SupportsIndex, *, lr: float | None = None) -> None:
+        """Hand in the trained model. `samples` is its weight in the average, `steps` counts optimizer steps.
+
+        `lr` is the learning rate of those steps (their mean, if it changed): SCAFFOLD needs it, others do not.
+        """
         if not self.trains:
             raise RuntimeError(f"a round to {self.purpose} takes no update: call submit() only if rnd.trains")
         if not self._loaded:
@@ -128,7 +152,9 @@ class Round(ABC):
         counts = operator.index(samples), operator.index(steps)
         if min(counts) < 1:
             raise ValueError(f"submit(samples={counts[0]}, steps={counts[1]}): both are at least 1")
-        self._submit(model, *counts)
+        if lr is not None and not 0 < float(lr) < math.inf:
+            raise ValueError(f"submit(lr={lr}): a learning rate is greater than 0")
+        self._submit(model, *counts, None if lr is None else float(lr))
         self._submitted = counts
 
     def finish(self) -> None:
@@ -138,6 +164,11 @@ class Round(ABC):
         if self.purpose == "initialise" and not self._loaded:
             raise RuntimeError("the loop body returned without load(): the initial weights are the model it is given")
         self._finish()
+
+    def _check_training(self, what: str) -> None:
+        if not self.trains or not self._loaded:
+            why = f"is for rounds that train, not to {self.purpose}" if not self.trains else "came before load()"
+            raise RuntimeError(f"{what} {why}")
 
     @abstractmethod
     def _load(self, model: Any, share: tuple[str, ...]) -> None: ...
@@ -152,7 +183,13 @@ class Round(ABC):
     def _progress(self, steps: int | None) -> None: ...
 
     @abstractmethod
-    def _submit(self, model: Any, samples: int, steps: int) -> None: ...
+    def _proximal(self, model: Any, mu: float) -> Any: ...
+
+    @abstractmethod
+    def _correct(self, model: Any) -> None: ...
+
+    @abstractmethod
+    def _submit(self, model: Any, samples: int, steps: int, lr: float | None) -> None: ...
 
     @abstractmethod
     def _finish(self) -> None: ...

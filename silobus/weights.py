@@ -101,7 +101,7 @@ def _load_shared(model: Model, file: TensorFile) -> None:
     for tensor in model.shared:
         _check_fits(tensor, file)
     for tensor in model.shared:
-        model.fill(tensor, _read(tensor, file))
+        model.fill(tensor, read_as(tensor, file))
 
 
 def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | None]) -> None:
@@ -110,7 +110,7 @@ def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | 
         for source in sources:
             if isinstance(source, TensorFile) and not source.names.isdisjoint(tensor.names):
                 _check_fits(tensor, source)
-                model.fill(tensor, _read(tensor, source))
+                model.fill(tensor, read_as(tensor, source))
                 break
             if isinstance(source, dict) and tensor.names[0] in source:
                 model.fill(tensor, tensor.kind.copy(source[tensor.names[0]]))  # the source is needed again
@@ -142,13 +142,14 @@ def write_update(
 
 def _entry(name: str, tensor: Tensor, code: str, base: TensorFile | None = None) -> Entry:
     def raw() -> Any:
-        value = tensor.value if base is None else tensor.kind.minus(tensor.value, _read(tensor, base))
+        value = tensor.value if base is None else tensor.kind.minus(tensor.value, read_as(tensor, base))
         return tensor.kind.raw(value, code)
 
     return Entry(name, code, tensor.shape, raw)
 
 
-def _read(tensor: Tensor, file: TensorFile) -> Any:
+def read_as(tensor: Tensor, file: TensorFile) -> Any:
+    """What a file has for a tensor, by the first of its names that is there."""
     name = tensor.names_in(file)[0]
     return tensor.kind.read(file.read(name), file.code(name), file.shape(name))
 

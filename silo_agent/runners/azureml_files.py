@@ -38,6 +38,7 @@ _MOST_PRINTED: Final = 16
 _ROOM: Final = 1_000_000_000
 """Bytes that stay free on the agent's disk, whatever a job left."""
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@ -]*")
+_PAYLOADS: Final = ("update.safetensors", "control.safetensors")
 _LAUNCHER: Final = "azureml_job.py"
 
 
@@ -79,7 +80,7 @@ def brought_along() -> Folder:
 def _folder(files: Mapping[str, Path]) -> Folder:
     sha = hashlib.sha256()
     for name in sorted(files):
-        sha.update(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n".encode())
+        sha.update(f"{_digest(files[name])}  {name}\n".encode())
     return Folder(files, sha.hexdigest())
 
 
@@ -148,7 +149,7 @@ class Files:
             await asyncio.to_thread((target / "state").mkdir, parents=True, exist_ok=True)
         if not isinstance(files, dict):
             raise Incomplete("the job's process does not say what it wrote")
-        wanted = {n: d for n, d in sorted(files.items()) if n == "update.safetensors" or n.startswith("state/")}
+        wanted = {n: d for n, d in sorted(files.items()) if n in _PAYLOADS or n.startswith("state/")}
         await self._see_that_there_is_room(result, [*wanted, "report.json"], target)
         for name, digest in wanted.items():
             if not isinstance(digest, str):

@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
 
 def clear(result: Path) -> None:
     """Takes away what the same job left before it lost its node and began again; the report first."""
-    for name in ("report.json", "update.safetensors", "progress.json"):
+    for name in ("report.json", "update.safetensors", "control.safetensors", "progress.json"):
         if (result / name).exists():
             (result / name).unlink()
     shutil.rmtree(result / "state", ignore_errors=True)
@@ -84,7 +84,7 @@ def clear(result: Path) -> None:
 def lay_out(given: Path, source: Path, data: dict[str, str]) -> None:
     """The input directory: what the agent gave, and where the data are on this machine."""
     source.mkdir()
-    for name in ("weights.safetensors", "state"):
+    for name in ("weights.safetensors", "control.safetensors", "state"):
         if (given / name).exists():
             (source / name).symlink_to((given / name).resolve())
     if not (source / "state").exists():

@@ -37,7 +37,8 @@ def apply_to(
     **changes: Any,
 ) -> Leaving | Refused:
     rules = RULES.model_copy(update=changes)
-    return apply(rules, purpose=purpose, tensors=tensors, samples=samples, metrics=list(metrics))
+    update = {"weights": tensors} if tensors else {}
+    return apply(rules, purpose=purpose, update=update, samples=samples, metrics=list(metrics))
 
 
 def loss(value: float, count: int = 30, name: str = "loss") -> MeanMetric:
@@ -70,7 +71,8 @@ def test_one_tensor_too_large_or_not_named_or_of_another_dtype_refuses_the_whole
 
 
 def test_without_rules_nothing_leaves() -> None:
-    nothing = apply(Outbound(), purpose=Purpose.TRAIN, tensors=Tensors(1, {"a": "float32"}), samples=50, metrics=[])
+    tensors = Tensors(1, {"a": "float32"})
+    nothing = apply(Outbound(), purpose=Purpose.TRAIN, update={"weights": tensors}, samples=50, metrics=[])
     assert reason(nothing) is DeclineReason.OUTBOUND_FORBIDDEN
 
 

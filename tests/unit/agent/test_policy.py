@@ -102,6 +102,27 @@ def test_what_is_fixed_replaces_whatever_is_asked_for() -> None:
     assert decision.hyperparameters == {"batch": 32, "lr": 0.1, "epochs": 2}
 
 
+@pytest.mark.parametrize(
+    ("named", "purpose", "reason"),
+    [
+        (["weights", "control"], Purpose.TRAIN, None),
+        (["weights"], Purpose.TRAIN, DeclineReason.ROLE_FORBIDDEN),
+        (["control"], Purpose.TRAIN, DeclineReason.ROLE_FORBIDDEN),
+        (["control"], Purpose.INITIALISE, DeclineReason.ROLE_FORBIDDEN),
+        ([], Purpose.EVALUATE, None),
+    ],
+)
+def test_control_variates_leave_only_where_the_owner_names_them(
+    named: list[str], purpose: Purpose, reason: DeclineReason | None
+) -> None:
+    asked = {"roles": ["weights", "control"], "purpose": purpose}
+    assert verdict(asked, outbound={"roles": named, "dtypes": ["float32"]}) is reason
+
+
+def test_only_weights_leave_unless_the_owner_names_more() -> None:
+    assert verdict({"roles": ["weights", "control"]}) is DeclineReason.ROLE_FORBIDDEN
+
+
 @pytest.mark.parametrize(("dtype", "reason"), [("float32", None), ("float16", DeclineReason.TRANSFER_FORBIDDEN)])
 def test_transfer_dtype(dtype: str, reason: DeclineReason | None) -> None:
     assert verdict({"transfer": {"dtype": dtype}}) is reason

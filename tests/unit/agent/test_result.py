@@ -40,8 +40,10 @@ class Try:
     def report(self) -> Path:
         return self.directory.output / "report.json"
 
-    def judged(self, received: Layout | None = RECEIVED, **asked: Any) -> Allowed | Withheld | Unsound:
-        return examine(self.directory, announced(**asked), received, RULES)
+    def judged(
+        self, received: Layout | None = RECEIVED, rules: Outbound = RULES, **asked: Any
+    ) -> Allowed | Withheld | Unsound:
+        return examine(self.directory, announced(**asked), received, rules)
 
     def category(self, **asked: Any) -> FailureCategory | None:
         found = self.judged(**asked)
@@ -56,8 +58,7 @@ def tried(tmp_path: Path) -> Try:
 def test_a_sound_result_is_allowed_with_its_numbers(tried: Try) -> None:
     found = tried.judged()
     assert isinstance(found, Allowed)
-    assert found.update is not None
-    assert found.update.sha256 == hashlib.sha256(UPDATE).hexdigest()
+    assert found.update["weights"].scan.sha256 == hashlib.sha256(UPDATE).hexdigest()
     assert (found.samples, found.steps) == (30, 3)
     assert found.metrics == (MeanMetric.model_validate(LOSS),)
 
@@ -160,7 +161,7 @@ def test_evaluating_gives_metrics_and_no_update(tried: Try) -> None:
     tried.write(None, samples=0)
     found = tried.judged(purpose=Purpose.EVALUATE)
     assert isinstance(found, Allowed)
-    assert found.update is None
+    assert not found.update
     assert len(found.metrics) == 1
     tried.write()
     assert tried.category(purpose=Purpose.EVALUATE) is FailureCategory.REPORT_INVALID
@@ -174,3 +175,61 @@ def test_metrics_that_no_message_could_carry(tried: Try) -> None:
     histogram = {"name": "loss", "phase": "received", "kind": "histogram", "count": 40}
     tried.write(metrics=[{**histogram, "positive": [40, *zeros[1:]], "negative": zeros}])
     assert tried.category() is None
+
+
+# --- control variates beside the weights -----------------------------------------------------------------------------
+
+BOTH = RULES.model_copy(update={"roles": ["weights", "control"]})
+ROLES = ["weights", "control"]
+
+
+def write_both(tried: Try, control: bytes | None, **told: Any) -> None:
+    described = control and {"sha256": hashlib.sha256(control).hexdigest(), "bytes": len(control)}
+    tried.write(control=described, **told)
+    if control is not None:
+        (tried.directory.output / "control.safetensors").write_bytes(control)
+
+
+def test_control_variates_are_judged_as_weights_are(tried: Try) -> None:
+    control = safetensors({"w": [0.5, -0.5]})
+    write_both(tried, control)
+    found = tried.judged(rules=BOTH, roles=ROLES)
+    assert isinstance(found, Allowed)
+    assert {role: made.scan.sha256 for role, made in found.update.items()} == {
+        "weights": hashlib.sha256(UPDATE).hexdigest(),
+        "control": hashlib.sha256(control).hexdigest(),
+    }
+    for bad, category in (
+        ({"w": [0.5]}, FailureCategory.UPDATE_INVALID),
+        ({"v": [0.5, 0.5]}, FailureCategory.UPDATE_INVALID),
+        ({"w": [0.5, float("inf")]}, FailureCategory.UPDATE_NOT_FINITE),
+    ):
+        write_both(tried, safetensors(bad))
+        found = tried.judged(rules=BOTH, roles=ROLES)
+        assert isinstance(found, Unsound)
+        assert found.category is category
+    write_both(tried, safetensors({"w": [0.5, 0.5]}, metadata={"patient": "Jane"}))
+    assert isinstance(tried.judged(rules=BOTH, roles=ROLES), Withheld)
+    write_both(tried, control)
+    (tried.directory.output / "control.safetensors").write_bytes(safetensors({"w": [9.0, 9.0]}))
+    assert isinstance(tried.judged(rules=BOTH, roles=ROLES), Unsound)
+
+
+def test_control_variates_are_there_when_they_are_asked_for_and_only_then(tried: Try) -> None:
+    write_both(tried, None)
+    assert tried.category(roles=ROLES) is FailureCategory.REPORT_INVALID
+    write_both(tried, safetensors({"w": [0.5, 0.5]}))
+    assert tried.category() is FailureCategory.REPORT_INVALID
+
+
+def test_control_variates_leave_only_where_the_owner_names_them_and_count_in_max_bytes(tried: Try) -> None:
+    control = safetensors({"w": [0.5, -0.5]})
+    write_both(tried, control)
+    found = tried.judged(roles=ROLES)
+    assert isinstance(found, Withheld)
+    assert found.notes == ("control: not named by `roles` of the outbound rules",)
+    size = len(UPDATE) + len(control)
+    exactly = BOTH.model_copy(update={"max_bytes": size})
+    assert isinstance(tried.judged(rules=exactly, roles=ROLES), Allowed)
+    found = tried.judged(rules=BOTH.model_copy(update={"max_bytes": size - 1}), roles=ROLES)
+    assert isinstance(found, Withheld)
