@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from messages.errors import Forbidden, NotFound, Poison, SilobusError, Transient
+from messages.errors import Forbidden, NoCredential, NotFound, Poison, SilobusError, Transient
 
 P = ParamSpec("P")
 
@@ -118,6 +118,8 @@ def command(function: Callable[P, Coroutine[Any, Any, None] | None]) -> Callable
 def explain(error: Complaint | SilobusError) -> str:
     """An expected error in a line or two: what happened, what to do next."""
     match error:
+        case NoCredential():  # a Transient, for whoever waits; here a person mends it, and no network is to blame
+            return f"Not signed in: {error}\nThe settings name this credential, under `bus` or `store`."
         case Transient():
             return f"Not reachable right now: {error}\nIs the federation running (`silobus up`)? Is the network down?"
         case Forbidden():
