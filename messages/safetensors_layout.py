@@ -107,9 +107,14 @@ class Layout:
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
         """The layout of the file we would write for these names, dtypes and shapes: wide dtypes first, so all align."""
+        return cls.in_order(sorted(tensors, key=lambda t: (-DTYPES[t[1]].itemsize, t[0])))
+
+    @classmethod
+    def in_order(cls, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
+        """The layout of the file with these tensors one after the other."""
         specs: list[TensorSpec] = []
         position = 0
-        for name, dtype, shape in sorted(tensors, key=lambda t: (-DTYPES[t[1]].itemsize, t[0])):
+        for name, dtype, shape in tensors:
             end = position + math.prod(shape) * DTYPES[dtype].itemsize
             specs.append(TensorSpec(name, dtype, shape, position, end))
             position = end
@@ -145,6 +150,10 @@ class Layout:
             return self
         code = TRANSFER[dtype]
         return Layout.of((s.name, code if s.dtype in FLOATING else s.dtype, s.shape) for s in self.tensors)
+
+    def floating(self) -> Layout:
+        """The floating tensors alone, as float32, in the order of this file."""
+        return Layout.in_order((s.name, "F32", s.shape) for s in self.in_file_order if s.dtype in FLOATING)
 
     def difference(self, other: Layout) -> str | None:
         """How `other` differs from this layout, in a sentence naming the first few tensors; None when it does not."""

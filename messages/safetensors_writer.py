@@ -28,7 +28,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self.layout = Layout.of((s.name, s.dtype, s.shape) for s in layout.tensors)
+        self.layout = Layout.in_order((s.name, s.dtype, s.shape) for s in layout.in_file_order)
         self._path = path
         self._gathered = bytearray(encode_header(self.layout.in_file_order))
         self._left = self.layout.data_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -17,13 +17,13 @@ from messages import names
 from messages.errors import AlreadyExists, Conflict, InvalidWeights, NotFound, Poison, Stale
 from messages.experiments import FromDigest, FromExperiment
 from messages.ports import Reader, Store
-from messages.schemas import Payload, Purpose
+from messages.schemas import Payload, Purpose, Role
 from messages.share import lets_through
 from messages.weights import Layout, Scan, TensorSpec, Writer, layout_of, scan_blob, scan_file, verify
 from orchestrator.aggregation import strategy_named
 from orchestrator.aggregation.driver import Contribution, Source, aggregate
 from orchestrator.experiment.collecting import transfer_of
-from orchestrator.experiment.state import Aggregating, Collecting, Tombstone
+from orchestrator.experiment.state import Aggregating, ClosedRound, Collecting, Model, Tombstone
 from orchestrator.scratch import Scratch
 from orchestrator.store import Documents
 
@@ -41,6 +41,20 @@ class Verified:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a round made, in place."""
+
+    payload: Payload
+    """The weights."""
+    besides: Mapping[str, Payload]
+    """Other roles, and what the strategy keeps."""
+
+
+Files = Mapping[str, tuple[Path, Scan]]
+"""What a round made, on this machine: `weights`, other roles, and what the strategy keeps."""
+
+
 @final
 class Weights:
     """Weights of updates, of rounds and of operators, in a store; `scratch` is a directory on this machine."""
@@ -51,11 +65,11 @@ class Weights:
         self._layouts: dict[str, Layout] = {}
         self._verifying, self._summing = asyncio.Semaphore(_VERIFIED_AT_ONCE), asyncio.Semaphore(1)
 
-    async def verify_update(self, state: Collecting, silo: str, payload: Payload) -> Verified:
-        """Reads an update once. Raises Poison when it is not what it has to be."""
+    async def verify_update(self, state: Collecting, silo: str, payload: Payload, role: Role = "weights") -> Verified:
+        """Reads what an update brings in a role once. Raises Poison when it is not what it has to be."""
         name = names.weights_blob(state.run.id, state.round, payload.sha256)
-        async with self._as_poison(f"The weights of {silo} for round {state.round}", state.run.id, state.round):
-            expected = await self._expected(state)
+        async with self._as_poison(f"The {role} of {silo} for round {state.round}", state.run.id, state.round):
+            expected = await self._expected(state, role)
             async with self._verifying, self._opened(names.updates_of(silo), name) as reader:
                 if reader.size != payload.bytes:
                     raise Poison("size-mismatch", f"{silo} announced {payload.bytes} bytes; there are {reader.size}.")
@@ -65,17 +79,18 @@ class Weights:
             raise Poison("layout-mismatch", f"{silo} announced another layout than the one its weights have.")
         return Verified(scan.norm, reader.etag)
 
-    async def aggregate(self, state: Aggregating) -> Payload:
-        """Puts the frozen set's sum in place."""
+    async def aggregate(self, state: Aggregating) -> Made:
+        """Puts the frozen set's sum in place, and what else comes of it."""
         run, closed = state.run, state.closed
         what = f"Round {closed.round} of {run.id}"
         async with self._as_poison(what, run.id, closed.round), self.scratch.directory() as directory:
             target = directory / "global.safetensors"
-            scan = await self.summed(state, target)
-            return await self._put(run.id, closed.round, target, scan)
+            files = await self.summed(state, target)
+            made = {name: await self._put(run.id, closed.round, *file) for name, file in files.items()}
+            return Made(made.pop("weights"), made)
 
-    async def summed(self, state: Aggregating, target: Path) -> Scan:
-        """Writes the frozen set's sum to the new file `target`, and nothing to the store.
+    async def summed(self, state: Aggregating, target: Path) -> Files:
+        """Writes the frozen set's sum to the new file `target`, what else comes of it beside, and nothing to the store.
 
         The first model is taken as it is: there is one update, and no base. Raises InvalidWeights, NotFound, Conflict.
         """
@@ -87,17 +102,24 @@ class Weights:
             await self._store.fetch(names.updates_of(update.silo), name, target)
             scan = await asyncio.to_thread(scan_file, target)
             verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=None)
-            return scan
+            return {"weights": (target, scan)}
         request = run.request.strategy
+        files: dict[str, tuple[Path, Scan]] = {}
         async with self._summing:
-            return await aggregate(
-                self._store,
-                strategy_named(request.name, request.options),
-                base=_base(state),
-                contributions=_contributions(state),
-                target=target,
-                memory_budget=self._memory_budget,
-            )
+            for role, strategy in strategy_named(request.name, request.options, request.weights).roles.items():
+                path = target if role == "weights" else target.with_name(f"{target.name}-{role}")
+                summed = await aggregate(
+                    self._store,
+                    strategy,
+                    base=_base(state, role),
+                    contributions=_contributions(state, role),
+                    target=path,
+                    kept=_kept(state, strategy.state),
+                    members=_members(closed),
+                    memory_budget=self._memory_budget,
+                )
+                files |= {role: (path, summed.scan), **summed.kept}
+        return files
 
     async def place_initial(
         self, run: str, initial: FromExperiment | FromDigest, share: Sequence[str], documents: Documents
@@ -124,8 +146,11 @@ class Weights:
                 raise Poison("initial-not-found", f"There is no {container}/{name}. {do}") from None
             raise
 
-    async def _expected(self, state: Collecting) -> Layout | None:
-        """The layout an update must have: the model's, as it travels. None for the first model."""
+    async def _expected(self, state: Collecting, role: Role) -> Layout | None:
+        """The layout an update must have: the model's, as it travels. None for the first model.
+
+        Of `control` it is that of the model's floating tensors, as float32.
+        """
         model = state.run.model
         if model is None or state.purpose is Purpose.INITIALISE:
             return None
@@ -137,7 +162,7 @@ class Weights:
             while len(self._layouts) >= _LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
             self._layouts[model.payload.layout] = layout
-        return layout.cast(transfer_of(state).dtype)
+        return layout.cast(transfer_of(state).dtype) if role == "weights" else layout.floating()
 
     async def _copy(
         self, container: str, name: str, run: str, round_number: int, sha256: str, *, share: Sequence[str] | None = None
@@ -230,18 +255,40 @@ async def _weights_of(initial: FromExperiment, documents: Documents) -> tuple[st
     return names.GLOBAL, names.weights_blob(run.id, made[0], made[1].sha256), made[1].sha256
 
 
-def _base(state: Aggregating) -> Source:
+def _base(state: Aggregating, role: Role) -> Source | None:
+    """What the round started from; nothing, for a role that starts from zeros."""
     model = state.run.model
     if model is None:
         raise Poison("no-base", f"{state.run.id} has no weights that round {state.closed.round} could start from.")
-    name = names.weights_blob(state.run.id, model.round, model.payload.sha256)
-    return Source(names.GLOBAL, name, model.payload.sha256, model.payload.bytes)
+    if role == "weights":
+        return _made(state.run.id, model, model.payload)
+    return _made(state.run.id, model, model.besides[role]) if role in model.besides else None
 
 
-def _contributions(state: Aggregating) -> list[Contribution]:
+def _kept(state: Aggregating, wanted: Iterable[str]) -> dict[str, Source]:
+    """What the strategy kept when it made the model."""
+    model = state.run.model
+    there = model.besides if model else {}
+    return {name: _made(state.run.id, model, there[name]) for name in wanted if model and name in there}
+
+
+def _made(run: str, model: Model, payload: Payload) -> Source:
+    return Source(names.GLOBAL, names.weights_blob(run, model.round, payload.sha256), payload.sha256, payload.bytes)
+
+
+def _members(closed: ClosedRound) -> int:
+    """How many silos took part in the run when the round was opened."""
+    return len(closed.draw.among if closed.draw else closed.asked)
+
+
+def _contributions(state: Aggregating, role: Role) -> list[Contribution]:
     found = []
     for update in state.closed.updates:
-        payload = _given(update.payload)
+        if role == "weights":
+            payload, etag = _given(update.payload), update.etag
+        else:
+            besides = update.besides.get(role)
+            payload, etag = _given(besides.payload if besides else None), besides.etag if besides else None
         found.append(
             Contribution(
                 silo=update.silo,
@@ -252,7 +299,7 @@ def _contributions(state: Aggregating) -> list[Contribution]:
                 form=payload.form,
                 samples=update.samples,
                 steps=update.steps,
-                etag=update.etag,
+                etag=etag,
             )
         )
     return found
@@ -260,5 +307,5 @@ def _contributions(state: Aggregating) -> list[Contribution]:
 
 def _given(payload: Payload | None) -> Payload:
     if payload is None:
-        raise Poison("payload-missing", "An update of the frozen set has no weights.")
+        raise Poison("payload-missing", "An update of the frozen set does not bring what the strategy sums.")
     return payload

@@ -109,7 +109,8 @@ class Replay:
         state = Aggregating(run=run, closed=record.model_copy(update={"updates": tuple(updates)}))
         async with self._weights.scratch.directory() as directory:
             target = directory / "replayed.safetensors"
-            scan = await self._weights.summed(state, target)
+            files = await self._weights.summed(state, target)
+            _, scan = files["weights"]
             return scan.sha256, await self._first_difference(record.round, made, target, scan)
 
     async def _checked(self, update: UpdateRecord, number: int) -> UpdateRecord:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, assert_never, final
 
@@ -32,8 +33,8 @@ from messages.schemas import (
     AggregateRound,
     DeadlinePassed,
     GraceOver,
-    Payload,
     Purpose,
+    Role,
     RoundDeclined,
     SiloHeartbeat,
     SiloHello,
@@ -41,8 +42,9 @@ from messages.schemas import (
     TrainingFailed,
     UpdatePublished,
 )
-from orchestrator.aggregation import strategy_named
-from orchestrator.blobs import Weights
+from orchestrator.aggregation import Facts, Strategy, admit, admitted
+from orchestrator.blobs import Made, Weights
+from orchestrator.experiment.announcing import roles_of
 from orchestrator.experiment.collecting import check_update
 from orchestrator.experiment.events import (
     AggregationFailed,
@@ -213,33 +215,34 @@ class Orchestrator:
 
     async def _start(self, delivery: Delivery, request: StartExperiment) -> None:
         run = names.run_id(request.experiment, delivery.message_id, delivery.body)
-        strategy_named(request.strategy.name, request.strategy.options)
+        strategy = admitted(request)
         try:
-            await self._begin(run, request)
+            await self._begin(run, request, strategy)
         finally:
             # A silo may have said hello since its presence was read, and found no run to join; and whoever read it may
             # have got no further than this. So a start that is a duplicate looks as well.
             await self._members.look([request.experiment], enrolled=False)
         _log.info("run.started", run=run, task=request.task, rounds=request.rounds)
 
-    async def _begin(self, run: str, request: StartExperiment) -> None:
+    async def _begin(self, run: str, request: StartExperiment, strategy: Strategy) -> None:
         name = request.experiment
         presences = await self._documents.presences(self._silos)
         offering = frozenset(silo for silo, presence in presences.items() if presence.offers(request.task))
         ran_before = await self._documents.is_over(run)
 
-        event = StartRequested(run=run, request=request, enrolled=self._silos, offering=offering, ran_before=ran_before)
+        event = StartRequested(
+            run=run,
+            request=request,
+            enrolled=self._silos,
+            offering=offering,
+            roles=tuple(strategy.roles),
+            hyperparameters=strategy.hyperparameters,
+            ran_before=ran_before,
+        )
         if request.initial is not None:  # a cheap look before weights are copied
             await self._experiments.admit(name, lambda state: check_start(state, event))
             placed = await self._weights.place_initial(run, request.initial, request.share, self._documents)
-            event = StartRequested(
-                run=run,
-                request=request,
-                enrolled=self._silos,
-                offering=offering,
-                ran_before=ran_before,
-                initial=placed,
-            )
+            event = replace(event, initial=placed)
         if isinstance(await self._experiments.apply(name, event), Tombstone):
             raise cancelled_before_start(event)
 
@@ -289,10 +292,18 @@ class Orchestrator:
             return found
 
         state = await self._experiments.admit(experiment, look, run=update.run)
+        if state.purpose is Purpose.TRAIN:
+            admit(state.run.request, Facts(silo, update.samples, update.steps))
         payload = None if state.purpose is Purpose.EVALUATE else update.payloads.get("weights")
         found = await self._weights.verify_update(state, silo, payload) if payload else None
         norm, etag = (found.norm, found.etag) if found else (None, None)
-        await self._experiments.apply(experiment, UpdateVerified(silo=silo, update=update, norm=norm, etag=etag))
+        etags: dict[Role, str] = {
+            role: (await self._weights.verify_update(state, silo, update.payloads[role], role)).etag
+            for role in roles_of(state)
+            if role != "weights"
+        }
+        verified = UpdateVerified(silo=silo, update=update, norm=norm, etag=etag, etags=etags)
+        await self._experiments.apply(experiment, verified)
         _log.info("update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm)
 
     async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
@@ -323,14 +334,13 @@ class Orchestrator:
 
         state = await self._experiments.undertake(experiment, look, message)
         wanted = partial(self._experiments.admit, experiment, look, run=run)
-        payload = await self._unless_over(self._weights.aggregate(state), wanted)
-        await self._experiments.apply(experiment, RoundAggregated(run=run, round=number, payload=payload))
+        made = await self._unless_over(self._weights.aggregate(state), wanted)
+        aggregated = RoundAggregated(run=run, round=number, payload=made.payload, besides=made.besides)
+        await self._experiments.apply(experiment, aggregated)
         updates = len(state.closed.updates)
-        _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=payload.sha256)
+        _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=made.payload.sha256)
 
-    async def _unless_over(
-        self, summing: Coroutine[Any, Any, Payload], wanted: Callable[[], Awaitable[object]]
-    ) -> Payload:
+    async def _unless_over(self, summing: Coroutine[Any, Any, Made], wanted: Callable[[], Awaitable[object]]) -> Made:
         """What `summing` makes. Given up when another worker has made it meanwhile, or the run is over: what `wanted`
         then raises. A lock that was lost says neither; whoever is first is first.
         """

@@ -1,33 +1,61 @@
 """Aggregation: how the updates of a round become the next global weights.
 
-One file per strategy, all of the shape in `strategy`; `integers` has the rule for tensors that are not floating point.
-None of these does I/O. `driver` streams blobs through them and is imported by name, by the shell only.
+One file per strategy (or family), all of the shape in `strategy`; `integers` has the rule for tensors that are not
+floating point, `distances` what one pass over the updates tells of them. None of these does I/O. `driver` streams blobs
+through them and is imported by name, by the shell only. docs/strategies.md is the users' page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from orchestrator.aggregation.admission import admit, admitted
+from orchestrator.aggregation.distances import Distances
+from orchestrator.aggregation.in_memory import (
+    Combined,
+    combine,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    fednova,
+    fedprox,
+    fedyogi,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    scaffold,
+    trimmed_mean,
+)
+from orchestrator.aggregation.named import strategy_named, supported
+from orchestrator.aggregation.options import Options
+from orchestrator.aggregation.strategies.fedavg import FedAvg
+from orchestrator.aggregation.strategy import Cohort, Facts, Shares, Strategy
 
-from messages.errors import Poison
-from orchestrator.aggregation.fedavg import FedAvg
-from orchestrator.aggregation.in_memory import federated_average
-from orchestrator.aggregation.strategy import Facts, Options, Strategy
-
-__all__ = ["Facts", "FedAvg", "Strategy", "federated_average", "strategy_named", "supported"]
-
-_STRATEGIES: Final[Mapping[str, Callable[[Options], Strategy]]] = {
-    "fedavg": FedAvg.from_options,
-}
-
-
-def supported() -> tuple[str, ...]:
-    """The names of all strategies."""
-    return tuple(sorted(_STRATEGIES))
-
-
-def strategy_named(name: str, options: Options) -> Strategy:
-    """The strategy an experiment asks for. Raises Poison: `unknown-strategy`, `invalid-strategy-options`."""
-    if name not in _STRATEGIES:
-        raise Poison("unknown-strategy", f"There is no strategy {name[:80]!r}; there is: {', '.join(supported())}.")
-    return _STRATEGIES[name](options)
+__all__ = [
+    "Cohort",
+    "Combined",
+    "Distances",
+    "Facts",
+    "FedAvg",
+    "Options",
+    "Shares",
+    "Strategy",
+    "admit",
+    "admitted",
+    "combine",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fednova",
+    "fedprox",
+    "fedyogi",
+    "geometric_median",
+    "krum",
+    "median",
+    "multi_krum",
+    "scaffold",
+    "strategy_named",
+    "supported",
+    "trimmed_mean",
+]

@@ -1,80 +1,75 @@
-"""Streams updates through a strategy: ranges of blobs in, one new weights file out. The only I/O of aggregation.
+"""Streams updates through a strategy: ranges of blobs in, new weights files out. The only I/O of aggregation.
 
 What is in memory is bounded by a budget, whatever the size of the model or the number of silos: one batch of numbers,
-its accumulators, and a few ranges read ahead. Updates are summed in silo order, so the bytes never depend on who came
-first. They were verified when they arrived and are never overwritten, so they are not hashed again here; each read is
-pinned to the blob that was opened, and size and layout are checked.
+the rows that the strategy holds for each of them, and a few ranges read ahead. Batches are cut to what there is room
+for. Updates are summed in silo order, so the bytes never depend on who came first. A strategy that measures has them
+read twice: once for the distances between them, once for the sum.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from messages.errors import InvalidWeights, Poison
-from messages.ports import Reader, Store
-from messages.weights import DTYPES, FLOATING, Layout, Scan, WeightsFault, Writer, layout_of, scan_blob, verify
-from orchestrator.aggregation.fold import Fold, Weights
-from orchestrator.aggregation.plan import Piece, Range, batches, ranges
-from orchestrator.aggregation.strategy import Array, Facts, Strategy
+from messages.ports import Store
+from messages.weights import FLOATING, Layout, Scan, WeightsFault, Writer
+from orchestrator.aggregation.distances import GRAM_BLOCK, Distances, Gram
+from orchestrator.aggregation.fold import Sum
+from orchestrator.aggregation.plan import Piece, batches
+from orchestrator.aggregation.reading import (
+    READS_AHEAD,
+    Contribution,
+    Opened,
+    Read,
+    Source,
+    ahead,
+    open_all,
+    open_kept,
+)
+from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
+
+__all__ = ["Contribution", "Source", "Summed", "aggregate"]
 
 T = TypeVar("T")
-
-_READS_AHEAD: Final = 3
-_OPENS_AHEAD: Final = 8
-_BYTES_PER_NUMBER: Final = 8 * (6 + _READS_AHEAD)
-"""Accumulator, base, base widened, trained, result, what is worked on, and what is read ahead; 8 bytes at most each."""
+_ROWS_BESIDES: Final = 5 + READS_AHEAD
+"""Numbers held for each number of a batch besides the strategy's: base, result, one in use and what is read ahead, and
+integers' second half. 8 bytes at most each."""
 _MOST_NUMBERS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A weights blob: the one a round started from."""
+class Summed:
+    """What was written."""
 
-    container: str
-    blob: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """A silo's update in a frozen set."""
-
-    silo: str
-    container: str
-    blob: str
-    sha256: str
-    bytes: int
-    form: Literal["weights", "delta"]
-    samples: int
-    steps: int
-    etag: str | None = None
-    """That of the blob when it was verified; if it has another now, it is verified again before it is summed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    reader: Reader
-    layout: Layout
+    scan: Scan
+    """Of the new weights."""
+    kept: Mapping[str, tuple[Path, Scan]]
+    """What the strategy keeps: by its names, a file beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
+    """Everything that is open."""
+
     strategy: Strategy
-    weights: Weights
     layout: Layout
-    base: _Opened | None
-    """The weights the round started from, when their numbers are needed."""
-    updates: Sequence[_Opened]
-    forms: Sequence[Literal["weights", "delta"]]
+    """Of the new weights."""
+    base: Opened | None
+    updates: Sequence[Opened]
+    kept: Mapping[str, Opened]
+    layouts: Sequence[Layout]
+    """The updates', each once."""
+
+    def widest(self, tensor: str) -> str:
+        """The dtype that holds every update's numbers: F32 or F64 (of floating tensors)."""
+        return "F64" if any(layout.by_name[tensor].dtype == "F64" for layout in self.layouts) else "F32"
 
 
 async def aggregate(
@@ -84,147 +79,183 @@ async def aggregate(
     base: Source | None,
     contributions: Sequence[Contribution],
     target: Path,
+    kept: Mapping[str, Source] | None = None,
+    members: int = 0,
     memory_budget: int = 256 << 20,
-) -> Scan:
-    """Writes the next global weights to the new file `target` and says what is in them.
+) -> Summed:
+    """Writes the next global weights to the new file `target`, and what the strategy keeps beside it; what is in them.
 
-    The result has the layout of `base`; with no base (the round that initialises) that of the first silo's update.
+    `kept` is what the strategy kept in the round before, `members` how many silos take part in the run. The result has
+    the layout of `base`; with no base (the round that initialises) that of the first silo's update.
     Raises InvalidWeights (an update that does not fit the model, a result that is not finite), Poison (nothing to
-    weigh by, a delta to nothing), and what the store raises. `target` is removed when it is not complete.
+    weigh by, a delta to nothing), and what the store raises. Files are removed when they are not complete.
     """
     ordered = sorted(contributions, key=lambda c: c.silo)
-    if not ordered or len({c.silo for c in ordered}) != len(ordered):
-        raise ValueError("a round is summed from at least one update, and at most one of each silo")
-    forms = [c.form for c in ordered]
-    if base is None and "delta" in forms:
-        silo = ordered[forms.index("delta")].silo
-        raise Poison("delta-without-base", f"Silo {silo} sent a delta, but the round started from no weights.")
-    weights = Weights.of(strategy, [Facts(c.silo, c.samples, c.steps) for c in ordered])
-    opened: list[_Opened] = []
+    if not ordered or len({c.silo for c in ordered}) != len(ordered) or len({c.form for c in ordered}) != 1:
+        raise ValueError("a round is summed from at least one update, at most one of each silo, all of one form")
+    _check_base(strategy, base, ordered)
+    opened: list[Opened] = []
     try:
-        await _open_all(store, [base, *ordered] if base else ordered, opened)
-        needs_base = base and ("delta" in forms or strategy.reads_base)
-        updates = opened[1:] if base else opened
-        round_ = _Round(strategy, weights, opened[0].layout, opened[0] if needs_base else None, updates, forms)
-        numbers = max(1024, min(_MOST_NUMBERS, memory_budget // _BYTES_PER_NUMBER))
-        with await asyncio.to_thread(Writer, target, round_.layout) as writer:
-            await _sum(round_, writer, numbers)
-            return await _to_its_end(_finish, round_, writer)
+        await open_all(store, [base, *ordered] if base else ordered, opened)
+        layout = Layout.of((s.name, s.dtype, s.shape) for s in opened[0].layout.tensors)
+        before = {}
+        for name in strategy.state:
+            if name in (kept or {}):
+                opened.append(await open_kept(store, name, (kept or {})[name], layout))
+                before[name] = opened[-1]
+        first = 1 if base else 0
+        updates = opened[first : first + len(ordered)]
+        layouts = list({id(update.layout): update.layout for update in updates}.values())
+        round_ = _Round(strategy, layout, opened[0] if base else None, updates, before, layouts)
+        cohort = await _cohort(round_, ordered, members, memory_budget)
+        task = Sum.of(strategy, cohort, ordered[0].form)
+        with ExitStack() as files:
+            writers = await asyncio.to_thread(_writers, round_, target, files)
+            await _sum(round_, task, writers, memory_budget)
+            return await _to_its_end(_finish, round_, writers, target)
     finally:
         for one in opened:
             await one.reader.close()
 
 
-async def _sum(round_: _Round, writer: Writer, numbers: int) -> None:
-    plan = list(batches(writer.layout.in_file_order, numbers))
-    sources = [round_.base, *round_.updates] if round_.base else round_.updates
-    jobs = (_reading(source, batch) for batch in plan for source in sources)
-    async with aclosing(_ahead(jobs, _READS_AHEAD)) as reads:
+def _check_base(strategy: Strategy, base: Source | None, ordered: Sequence[Contribution]) -> None:
+    if base is not None or strategy.from_zeros:
+        return
+    if ordered[0].form == "delta":
+        silo = ordered[0].silo
+        raise Poison("delta-without-base", f"Silo {silo} sent a delta, but the round started from no weights.")
+    if strategy.reads_base or strategy.measures:
+        raise Poison("no-base", f"Strategy {strategy.name} needs weights that the round started from; there are none.")
+
+
+async def _cohort(round_: _Round, ordered: Sequence[Contribution], members: int, memory_budget: int) -> Cohort:
+    facts = tuple(Facts(c.silo, c.samples, c.steps) for c in ordered)
+    distances = None
+    if round_.strategy.measures:
+        distances = await _measured(round_, ordered[0].form == "delta", memory_budget)
+    return Cohort(facts, max(members, len(facts)), distances)
+
+
+async def _measured(round_: _Round, deltas: bool, memory_budget: int) -> Distances:
+    """One pass over the floating tensors of all updates."""
+    silos = len(round_.updates)
+    gram = Gram(silos)
+    floating = [spec for spec in round_.layout.in_file_order if spec.dtype in FLOATING]
+    plan = list(batches(floating, _numbers(silos, memory_budget), GRAM_BLOCK))
+    sources = [*([] if deltas or round_.base is None else [round_.base]), *round_.updates]
+    jobs = (source.reading(batch) for batch in plan for source in sources)
+
+    def add(batch: Sequence[Piece], reads: list[Read]) -> None:
+        arrays = [source.arrays(batch, read) for source, read in zip(sources, reads, strict=True)]
+        updates = arrays[-silos:]
+        for piece in range(len(batch)):
+            base = arrays[0][piece] if len(arrays) > silos else None
+            gram.add([update[piece] for update in updates], base)
+
+    async with aclosing(ahead(jobs, READS_AHEAD)) as reads:
         for batch in plan:
-            folds = _Folds(round_, batch)
-            if round_.base:
-                await asyncio.to_thread(folds.start_from, round_.base.layout, await anext(reads))
+            await asyncio.to_thread(add, batch, [await anext(reads) for _ in sources])
+    return gram.distances()
+
+
+async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], memory_budget: int) -> None:
+    strategy = round_.strategy
+    rows = strategy.rows(len(round_.updates)) + len(strategy.state)
+    plan = list(batches(round_.layout.in_file_order, _numbers(rows, memory_budget), GRAM_BLOCK))
+    base = round_.base if task.reads_base else None
+    plain, floating = [*([base] if base else []), *round_.updates], list(round_.kept.values())
+    jobs = (source.reading(part) for batch in plan for source, part in _parts(round_.layout, batch, plain, floating))
+    async with aclosing(ahead(jobs, READS_AHEAD)) as reads:
+        for batch in plan:
+            folds = _Folds(round_, task, batch)
+            if base:
+                await asyncio.to_thread(folds.start_from, base, await anext(reads))
             for index in range(len(round_.updates)):
                 await asyncio.to_thread(folds.add, index, await anext(reads))
-            await _to_its_end(folds.write, writer)
+            kept = {name: await anext(reads) for name in round_.kept}
+            await _to_its_end(folds.write, kept, writers)
 
 
-def _finish(round_: _Round, writer: Writer) -> Scan:
-    scan = writer.scan()
-    if scan.first_not_finite is not None:
-        dtype = round_.layout.by_name[scan.first_not_finite].dtype
-        raise InvalidWeights(
-            WeightsFault.NOT_FINITE,
-            f"The sum of {len(round_.updates)} updates is not finite in tensor {scan.first_not_finite}: "
-            f"a number does not fit into {dtype}.",
-        )
-    return writer.finish()
+def _parts(
+    layout: Layout, batch: Sequence[Piece], plain: Sequence[Opened], floating: Sequence[Opened]
+) -> list[tuple[Opened, Sequence[Piece]]]:
+    """What is read of each for a batch: of what strategies keep, which has no integers, the floating pieces."""
+    return [*((one, batch) for one in plain), *((one, _floating(layout, batch)) for one in floating)]
+
+
+def _floating(layout: Layout, batch: Sequence[Piece]) -> list[Piece]:
+    return [piece for piece in batch if layout.by_name[piece.tensor].dtype in FLOATING]
+
+
+def _numbers(rows: int, memory_budget: int) -> int:
+    """How many numbers a batch may have, when so many more are held for each of them."""
+    return max(GRAM_BLOCK, min(_MOST_NUMBERS, memory_budget // (8 * (rows + _ROWS_BESIDES))))
+
+
+def _writers(round_: _Round, target: Path, files: ExitStack) -> dict[str | None, Writer]:
+    """One for the weights (None) and one for each thing that the strategy keeps."""
+    made: dict[str | None, Writer] = {None: files.enter_context(Writer(target, round_.layout))}
+    for name in round_.strategy.state:
+        made[name] = files.enter_context(Writer(_beside(target, name), round_.layout.floating()))
+    return made
+
+
+def _beside(target: Path, name: str) -> Path:
+    return target.with_name(f"{target.name}-{name}")
+
+
+def _finish(round_: _Round, writers: Mapping[str | None, Writer], target: Path) -> Summed:
+    for name, writer in writers.items():
+        scan = writer.scan()
+        if scan.first_not_finite is not None:
+            tensor, what = scan.first_not_finite, "sum" if name is None else f"{name} after"
+            raise InvalidWeights(
+                WeightsFault.NOT_FINITE,
+                f"The {what} of {len(round_.updates)} updates is not finite in tensor {tensor}: "
+                f"a number does not fit into {writer.layout.by_name[tensor].dtype}.",
+            )
+    scans: dict[str | None, Scan] = {}
+    try:
+        for name, writer in writers.items():
+            scans[name] = writer.finish()
+    except BaseException:
+        for name in scans:  # each removes its own file, unless it was finished
+            (target if name is None else _beside(target, name)).unlink(missing_ok=True)
+        raise
+    kept = {name: (_beside(target, name), scan) for name, scan in scans.items() if name is not None}
+    return Summed(scans[None], kept)
 
 
 class _Folds:
     """The folds of one batch. Blocks: its methods run in threads."""
 
-    def __init__(self, round_: _Round, batch: Sequence[Piece]) -> None:
+    def __init__(self, round_: _Round, task: Sum, batch: Sequence[Piece]) -> None:
         self._round, self._batch = round_, batch
         self._base: list[Array] | None = None
         specs = [round_.layout.by_name[piece.tensor] for piece in batch]
         self._folds = [
-            Fold(round_.strategy, round_.weights, spec.dtype, piece.stop - piece.start)
+            task.fold(spec.dtype, round_.widest(spec.name), piece.stop - piece.start)
             for spec, piece in zip(specs, batch, strict=True)
         ]
 
-    def start_from(self, layout: Layout, data: list[tuple[Range, bytes]]) -> None:
-        self._base = _arrays(self._batch, layout, data)
+    def start_from(self, base: Opened, read: Read) -> None:
+        self._base = base.arrays(self._batch, read)
 
-    def add(self, index: int, data: list[tuple[Range, bytes]]) -> None:
-        arrays = _arrays(self._batch, self._round.updates[index].layout, data)
-        base = self._base if self._round.forms[index] == "delta" else None
-        for number, (fold, values) in enumerate(zip(self._folds, arrays, strict=True)):
-            fold.add(index, values, base[number] if base else None)
+    def add(self, index: int, read: Read) -> None:
+        arrays = self._round.updates[index].arrays(self._batch, read)
+        for fold, values in zip(self._folds, arrays, strict=True):
+            fold.add(index, values)
 
-    def write(self, writer: Writer) -> None:
-        for number, fold in enumerate(self._folds):
-            writer.write(fold.finish(self._base[number] if self._base else None).view(np.uint8).data)
-
-
-def _arrays(batch: Sequence[Piece], layout: Layout, data: Iterable[tuple[Range, bytes]]) -> list[Array]:
-    found: dict[int, Array] = {}
-    for span, raw in data:
-        for index, offset in span.pieces:
-            piece = batch[index]
-            dtype = DTYPES[layout.by_name[piece.tensor].dtype]
-            found[index] = np.frombuffer(raw, dtype, piece.stop - piece.start, offset)
-    return [found[index] for index in range(len(batch))]
-
-
-async def _open_all(store: Store, sources: Sequence[Source | Contribution], opened: list[_Opened]) -> None:
-    model: Layout | None = None
-    known: dict[Layout, Layout] = {}  # thousands of silos, one layout
-    jobs = (_opening(store, source) for source in sources)
-    async with aclosing(_ahead(jobs, _OPENS_AHEAD)) as results:
-        async for one in results:
-            source = sources[len(opened)]
-            layout = known.get(one.layout)
-            if layout is None:
-                layout = known[one.layout] = one.layout
-                model = model or layout
-                if difference := _unfit(model, layout):
-                    whose = f"silo {source.silo}" if isinstance(source, Contribution) else "the base"
-                    raise InvalidWeights(
-                        WeightsFault.LAYOUT_MISMATCH, f"The update of {whose} does not fit: {difference}"
-                    )
-            opened.append(_Opened(one.reader, layout))
-
-
-def _opening(store: Store, source: Source | Contribution) -> Callable[[], Awaitable[_Opened]]:
-    async def run() -> _Opened:
-        reader = await store.open(source.container, source.blob)
-        if reader.size != source.bytes:
-            raise InvalidWeights(
-                WeightsFault.SIZE_MISMATCH,
-                f"{source.container}/{source.blob} has {reader.size} bytes; {source.bytes} were announced.",
-            )
-        if isinstance(source, Contribution) and source.etag not in (None, reader.etag):
-            verify(await scan_blob(reader), sha256=source.sha256, bytes=source.bytes, layout=None)
-        return _Opened(reader, await layout_of(reader))
-
-    return run
-
-
-def _reading(source: _Opened, batch: Sequence[Piece]) -> Callable[[], Awaitable[list[tuple[Range, bytes]]]]:
-    async def run() -> list[tuple[Range, bytes]]:
-        return [(r, await source.reader.read(r.offset, r.length)) for r in ranges(batch, source.layout)]
-
-    return run
-
-
-def _unfit(model: Layout, update: Layout) -> str | None:
-    """Why an update cannot be summed into the model: only the width of its floating tensors may differ."""
-    widths = {s.name: s.dtype for s in update.tensors if s.dtype in FLOATING}
-    fitting = (
-        (s.name, widths.get(s.name, s.dtype) if s.dtype in FLOATING else s.dtype, s.shape) for s in model.tensors
-    )
-    return Layout.of(fitting).difference(update)
+    def write(self, kept: Mapping[str, Read], writers: Mapping[str | None, Writer]) -> None:
+        floating = _floating(self._round.layout, self._batch)
+        there = {name: iter(self._round.kept[name].arrays(floating, read)) for name, read in kept.items()}
+        for number, (fold, piece) in enumerate(zip(self._folds, self._batch, strict=True)):
+            is_floating = self._round.layout.by_name[piece.tensor].dtype in FLOATING
+            before = {name: next(arrays) for name, arrays in there.items()} if is_floating else {}
+            new, keeps = fold.finish(self._base[number] if self._base else None, before)
+            writers[None].write(new.view(np.uint8).data)
+            for name, values in keeps.items():
+                writers[name].write(values.view(np.uint8).data)
 
 
 async def _to_its_end(call: Callable[..., T], *arguments: object) -> T:
@@ -235,20 +266,3 @@ async def _to_its_end(call: Callable[..., T], *arguments: object) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((running,))
         raise
-
-
-async def _ahead(jobs: Iterable[Callable[[], Awaitable[T]]], depth: int) -> AsyncGenerator[T, None]:
-    """The results of the jobs, in order, with up to `depth` of them under way while one is used."""
-    waiting = iter(jobs)
-    running: deque[asyncio.Future[T]] = deque()
-    try:
-        while True:
-            while len(running) < depth and (job := next(waiting, None)):
-                running.append(asyncio.ensure_future(job()))
-            if not running:
-                return
-            yield await running.popleft()
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)

@@ -1,60 +1,155 @@
 """One chunk of one tensor over all silos: floating-point numbers by the strategy, the others by the integer rule. Pure.
 
-The one place where the two meet, so that the driver and `in_memory` cannot come to differ.
+The one place where the two meet, so that the driver and `in_memory` cannot come to differ. It works in blocks that stay
+in the processor's cache, and holds nothing of a chunk's length but the strategy's accumulator and the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from messages.errors import Poison, SilobusError
 from messages.safetensors_layout import DTYPES, FLOATING
 from orchestrator.aggregation import integers
-from orchestrator.aggregation.strategy import Array, Facts, Strategy
+from orchestrator.aggregation.strategy import BLOCK, Array, Cohort, Shares, Strategy, Wide
+
+Form = Literal["weights", "delta"]
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """How much each silo counts, in silo order: shares that add up to 1, and whole numbers for integers."""
+class Sum:
+    """What one sum is of: the same for each of its chunks."""
 
-    shares: tuple[float, ...]
-    integers: tuple[int, ...]
+    strategy: Strategy
+    shares: Shares
+    form: Form
+    """What floating tensors of updates hold: weights, or changes to the base."""
 
     @classmethod
-    def of(cls, strategy: Strategy, facts: Sequence[Facts]) -> Weights:
+    def of(cls, strategy: Strategy, cohort: Cohort, form: Form) -> Sum:
         """Raises Poison when the strategy cannot weigh these updates."""
-        weights = strategy.weigh(facts)
-        total = sum(weights)
-        return cls(tuple(weight / total for weight in weights), integers.integer_weights(weights))
+        with blamed(strategy):
+            shares = strategy.weigh(cohort)
+            _check(shares, len(cohort))
+        return cls(strategy, shares, form)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the base's numbers are needed."""
+        return self.form == "delta" or self.strategy.reads_base
+
+    def fold(self, dtype: str, widest: str, elements: int) -> Fold:
+        """For one chunk; `dtype` is safetensors' code of the model's tensor, `widest` that of the updates'."""
+        if dtype not in FLOATING:
+            return _Integers(self, DTYPES[dtype], elements)
+        with blamed(self.strategy):
+            return _Floats(self, DTYPES[dtype], np.dtype(np.float64 if widest == "F64" else np.float32), elements)
 
 
-class Fold:
+class Fold(Protocol):
     """Takes the silos' numbers for one chunk, in silo order, then gives the chunk's new numbers."""
 
-    def __init__(self, strategy: Strategy, weights: Weights, dtype: str, elements: int) -> None:
-        """`dtype` is safetensors' code: that of the model, which an update's need not be."""
-        self._strategy, self._weights = strategy, weights
-        self._dtype = DTYPES[dtype]
-        self._floating = dtype in FLOATING
-        self._total: Any = strategy.init(elements) if self._floating else integers.init(elements)
+    def add(self, index: int, values: Array) -> None:
+        """The numbers of the silo at `index`."""
+        ...
 
-    def add(self, index: int, values: Array, base: Array | None) -> None:
-        """The numbers of the silo at `index`: weights, or with `base` a delta to it. Integers are never deltas."""
-        if not self._floating:
-            integers.accumulate(self._total, values, self._weights.integers[index])
-        elif base is None:
-            self._strategy.accumulate(self._total, values, self._weights.shares[index])
+    def finish(self, base: Array | None, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """The new numbers, in the tensor's dtype, and what the strategy keeps; both were given for the round before.
+
+        Without a base it is zeros; what the strategy keeps and is not in `state` begins as the strategy says.
+        """
+        ...
+
+
+class _Floats:
+    def __init__(self, task: Sum, dtype: np.dtype[Any], wide: np.dtype[Any], elements: int) -> None:
+        self._sum, self._strategy, self._dtype, self._elements = task, task.strategy, dtype, elements
+        self._total: Any = task.strategy.init(len(task.shares.floats), elements, wide)
+
+    def add(self, index: int, values: Array) -> None:
+        with blamed(self._strategy):
+            self._strategy.accumulate(self._total, index, values, self._sum.shares.floats[index])
+
+    def finish(self, base: Array | None, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        new = np.empty(self._elements, self._dtype)
+        kept = {name: np.empty(self._elements, np.float32) for name in self._strategy.state}
+        with blamed(self._strategy), np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, self._elements, BLOCK):  # what does not fit becomes infinite, and is refused later
+                part = slice(start, min(start + BLOCK, self._elements))
+                numbers = self._strategy.mean(self._total, part)
+                if self._sum.reads_base:
+                    numbers = self._stepped(numbers, base, state, kept, part)
+                if numbers.shape != (part.stop - part.start,):
+                    raise ValueError(f"{numbers.shape} numbers for a part of {part.stop - part.start}")
+                new[part] = numbers
+        return new, kept
+
+    def _stepped(
+        self, numbers: Wide, base: Array | None, state: Mapping[str, Array], kept: dict[str, Array], part: slice
+    ) -> Wide:
+        anchor = np.zeros(len(numbers)) if base is None else base[part].astype(np.float64)
+        if self._sum.form == "weights":
+            share = self._sum.shares.total
+            numbers -= anchor if share == 1.0 else share * anchor
+        if self._strategy.reads_base:
+            initial = self._strategy.state
+            numbers_kept = {
+                name: state[name][part].astype(np.float64) if name in state else np.full(len(numbers), initial[name])
+                for name in initial
+            }
+            numbers = self._strategy.step(numbers, numbers_kept)
+            for name, values in numbers_kept.items():
+                kept[name][part] = values
+        return anchor + numbers
+
+
+class _Integers:
+    def __init__(self, task: Sum, dtype: np.dtype[Any], elements: int) -> None:
+        silos = len(task.shares.integers)
+        self._weights, self._dtype = task.shares.integers, dtype
+        self._trim = task.strategy.integer_trim(silos)
+        self._total: Any = np.empty((silos, elements), dtype) if self._trim else integers.init(elements)
+
+    def add(self, index: int, values: Array) -> None:
+        if self._trim:
+            self._total[index] = values
         else:
-            trained = base.astype(np.float64)
-            trained += values.astype(np.float64)
-            self._strategy.accumulate(self._total, trained, self._weights.shares[index])
+            integers.accumulate(self._total, values, self._weights[index])
 
-    def finish(self, base: Array | None) -> Array:
-        """The new numbers, in the tensor's dtype; `base` when the strategy reads it."""
-        if not self._floating:
-            return integers.finish(self._total, sum(self._weights.integers), self._dtype)
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused when it is written
-            return self._strategy.finish(self._total, base).astype(self._dtype)
+    def finish(self, base: Array | None, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        if self._trim:
+            return integers.trimmed(self._total, self._trim), {}
+        return integers.finish(self._total, sum(self._weights), self._dtype), {}
+
+
+@contextmanager
+def blamed(strategy: Strategy) -> Iterator[None]:
+    """What a strategy that is not ours does wrong is Poison with its name. What one of ours does is our bug."""
+    try:
+        yield
+    except (SilobusError, MemoryError):
+        raise
+    except Exception as error:
+        kind = type(strategy)
+        if kind.__module__.startswith(__name__.rpartition(".")[0]):
+            raise
+        raise Poison(
+            "strategy-failed",
+            f"{kind.__module__}.{kind.__qualname__} failed: {type(error).__name__}: {str(error)[:300]}. "
+            "Mend it, and start the experiment again.",
+        ) from error
+
+
+def _check(shares: Shares, silos: int) -> None:
+    """Raises ValueError: a strategy need not be ours."""
+    if len(shares.floats) != silos or len(shares.integers) != silos:
+        raise ValueError(f"{len(shares.floats)} and {len(shares.integers)} shares for {silos} updates")
+    if not np.isfinite([*shares.floats, shares.total]).all():
+        raise ValueError("a share is not finite")
+    if min(shares.integers) < 0 or not 0 < sum(shares.integers) <= 1 << 30:
+        raise ValueError("whole numbers of shares are 0 or more, and add up to 1 at least and 2^30 at most")

@@ -1,34 +1,201 @@
-"""Aggregation of models that are in memory: for notebooks, tests and a first look. The driver's own arithmetic."""
+"""Aggregation of models that are in memory: for notebooks, tests, and comparing. The driver's own arithmetic.
+
+from orchestrator.aggregation import fedavg, fedadam, krum
+fedavg([{"w": a}, {"w": b}], samples=[10, 30])
+model, state = fedadam(models, samples=samples, base=base, state=state, server_lr=0.05)
+krum(models, base=base, f=1)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
-from messages.safetensors_layout import CODES
-from orchestrator.aggregation.fedavg import FedAvg
-from orchestrator.aggregation.fold import Fold, Weights
-from orchestrator.aggregation.strategy import Array, Facts, Strategy
+import numpy as np
+
+from messages.fields import Scalar
+from messages.safetensors_layout import CODES, FLOATING, Layout
+from orchestrator.aggregation.distances import Gram
+from orchestrator.aggregation.fold import Form, Sum
+from orchestrator.aggregation.named import strategy_named
+from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
+
+Model = dict[str, Array]
+Models = Sequence[Mapping[str, Array]]
+State = dict[str, Model]
+"""What a strategy keeps, by its names: float32 arrays by the names of the model's floating tensors."""
 
 
-def federated_average(
-    models: Sequence[Mapping[str, Array]], samples: Sequence[int], *, strategy: Strategy | None = None
-) -> dict[str, Array]:
-    """The mean of `models` (arrays by name), each counting by its samples; dtypes are those of the first.
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """The next global weights, and what the strategy keeps."""
 
-    Raises ValueError when names or shapes differ, Poison when there is nothing to weigh by.
+    model: Model
+    state: State
+
+
+def combine(
+    strategy: Strategy,
+    models: Models,
+    *,
+    samples: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    base: Mapping[str, Array] | None = None,
+    state: Mapping[str, Mapping[str, Array]] | None = None,
+    form: Form = "weights",
+    silos: Sequence[str] | None = None,
+    members: int | None = None,
+) -> Combined:
+    """What a strategy makes of `models` (arrays by name), one per silo; dtypes are those of `base`, or of the first.
+
+    `samples`, `steps` and `silos` (names) are 1, 1 and 0, 1, 2 … unless they are given; `members` is how many silos
+    there are, when not all were asked. With `form` `delta` floating tensors of `models` are changes to `base`.
+    Raises ValueError when names or shapes differ, or there is no base where one is needed; Poison as the strategy does.
     """
-    strategy = strategy or FedAvg()
-    if not models or len(models) != len(samples):
-        raise ValueError(f"{len(models)} models and {len(samples)} numbers of samples; need one of each, at least")
-    weights = Weights.of(strategy, [Facts(str(i), count, 0) for i, count in enumerate(samples)])
-    result: dict[str, Array] = {}
-    for name, first in models[0].items():
-        if first.dtype not in CODES:
-            raise ValueError(f"tensor {name} has dtype {first.dtype}; known: {', '.join(map(str, CODES))}")
-        fold = Fold(strategy, weights, CODES[first.dtype], first.size)
-        for index, model in enumerate(models):
-            if model.keys() != models[0].keys() or model[name].shape != first.shape:
-                raise ValueError(f"model {index} does not have the tensors of model 0, or not in their shapes")
-            fold.add(index, model[name].reshape(-1), None)
-        result[name] = fold.finish(None).reshape(first.shape)
-    return result
+    count = len(models)
+    samples, steps = samples or [1] * count, steps or [1] * count
+    silos = silos or [str(index) for index in range(count)]
+    if not models or not len(samples) == len(steps) == len(silos) == count:
+        raise ValueError(f"{count} models and {len(samples)} numbers of samples; need one of each, at least")
+    layout = _layout(models, base)
+    if base is None and (strategy.reads_base or strategy.measures or form == "delta") and not strategy.from_zeros:
+        raise ValueError(f"{strategy.name} needs `base`, the weights that silos began with")
+    distances = None
+    if strategy.measures:
+        gram = Gram(count)
+        for spec in layout.in_file_order:
+            if spec.dtype in FLOATING:
+                chunks = [model[spec.name].reshape(-1) for model in models]
+                start = None if form == "delta" or base is None else base[spec.name].reshape(-1)
+                gram.add(chunks, start)
+        distances = gram.distances()
+    facts = tuple(Facts(*one) for one in zip(silos, samples, steps, strict=True))
+    task = Sum.of(strategy, Cohort(facts, max(members or 0, count), distances), form)
+    new, kept = Model(), State({name: {} for name in strategy.state})
+    for spec in layout.tensors:
+        arrays = [model[spec.name].reshape(-1) for model in models]
+        widest = "F64" if any(array.dtype == np.float64 for array in arrays) else "F32"
+        fold = task.fold(spec.dtype, widest, spec.elements)
+        for index, values in enumerate(arrays):
+            fold.add(index, values)
+        before = {
+            name: tensors[spec.name].reshape(-1) for name, tensors in (state or {}).items() if spec.name in tensors
+        }
+        numbers, keeps = fold.finish(None if base is None else base[spec.name].reshape(-1), before)
+        new[spec.name] = numbers.reshape(spec.shape)
+        for name, values in keeps.items():
+            kept[name][spec.name] = values.reshape(spec.shape)
+    return Combined(new, kept)
+
+
+class Stateless(Protocol):
+    """A strategy as a function: its next weights."""
+
+    def __call__(
+        self,
+        models: Models,
+        *,
+        samples: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        base: Mapping[str, Array] | None = None,
+        **options: Scalar,
+    ) -> Model:
+        """See `combine`; `options` are those that an experiment gives."""
+        ...
+
+
+class Stateful(Protocol):
+    """A strategy as a function: its next weights, and what it wants to be given with the next round."""
+
+    def __call__(
+        self,
+        models: Models,
+        *,
+        samples: Sequence[int] | None = None,
+        base: Mapping[str, Array],
+        state: Mapping[str, Mapping[str, Array]] | None = None,
+        **options: Scalar,
+    ) -> tuple[Model, State]:
+        """See `combine`; `options` are those that an experiment gives."""
+        ...
+
+
+def _stateless(name: str) -> Stateless:
+    def function(
+        models: Models,
+        *,
+        samples: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        base: Mapping[str, Array] | None = None,
+        **options: Scalar,
+    ) -> Model:
+        return combine(strategy_named(name, options), models, samples=samples, steps=steps, base=base).model
+
+    function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
+    return function
+
+
+def _stateful(name: str) -> Stateful:
+    def function(
+        models: Models,
+        *,
+        samples: Sequence[int] | None = None,
+        base: Mapping[str, Array],
+        state: Mapping[str, Mapping[str, Array]] | None = None,
+        **options: Scalar,
+    ) -> tuple[Model, State]:
+        made = combine(strategy_named(name, options), models, samples=samples, base=base, state=state)
+        return made.model, made.state
+
+    function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
+    return function
+
+
+fedavg: Final = _stateless("fedavg")
+fedprox: Final = _stateless("fedprox")
+fednova: Final = _stateless("fednova")
+median: Final = _stateless("median")
+trimmed_mean: Final = _stateless("trimmed-mean")
+krum: Final = _stateless("krum")
+multi_krum: Final = _stateless("multi-krum")
+geometric_median: Final = _stateless("geometric-median")
+fedavgm: Final = _stateful("fedavgm")
+fedadagrad: Final = _stateful("fedadagrad")
+fedadam: Final = _stateful("fedadam")
+fedyogi: Final = _stateful("fedyogi")
+
+
+def scaffold(
+    models: Models,
+    changes: Models,
+    *,
+    base: Mapping[str, Array],
+    control: Mapping[str, Array] | None = None,
+    members: int | None = None,
+    **options: Scalar,
+) -> tuple[Model, Model]:
+    """SCAFFOLD's server on models in memory: the next weights, and the next control variate.
+
+    `changes` are the silos' Δcᵢ, `control` is the server's (None: 0), `members` N when not all silos were asked.
+    """
+    roles = strategy_named("scaffold", options).roles
+    weights = combine(roles["weights"], models, base=base)
+    controls = combine(roles["control"], changes, base=control, form="delta", members=members)
+    return weights.model, controls.model
+
+
+def _layout(models: Models, base: Mapping[str, Array] | None) -> Layout:
+    """That of the result. Raises ValueError."""
+    first = models[0] if base is None else base
+    for name, array in first.items():
+        if array.dtype not in CODES:
+            raise ValueError(f"tensor {name} has dtype {array.dtype}; known: {', '.join(map(str, CODES))}")
+    for index, model in enumerate(models):
+        if model.keys() != first.keys() or any(model[name].shape != first[name].shape for name in first):
+            raise ValueError(f"model {index} does not have the tensors of the first, or not in their shapes")
+        for name, array in model.items():
+            one, other = CODES.get(array.dtype), CODES[first[name].dtype]
+            if one != other and not (one in FLOATING and other in FLOATING):
+                raise ValueError(f"tensor {name} of model {index} has dtype {array.dtype}, not {first[name].dtype}")
+    return Layout.of((name, CODES[array.dtype], array.shape) for name, array in first.items())

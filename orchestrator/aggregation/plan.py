@@ -30,18 +30,22 @@ class Range:
     pieces: tuple[tuple[int, int], ...]
 
 
-def batches(in_file_order: Iterable[TensorSpec], elements: int) -> Iterator[tuple[Piece, ...]]:
-    """Cuts tensors into batches of at most `elements` numbers. Empty tensors have no pieces."""
+def batches(in_file_order: Iterable[TensorSpec], elements: int, multiple: int = 1) -> Iterator[tuple[Piece, ...]]:
+    """Cuts tensors into batches of at most `elements` numbers. Empty tensors have no pieces.
+
+    Every piece begins at a multiple of `multiple` in its tensor, of which there have to be as many `elements` at least.
+    """
     batch: list[Piece] = []
     room = elements
     for spec in in_file_order:
         start = 0
         while start < spec.elements:
-            stop = min(spec.elements, start + room)
-            batch.append(Piece(spec.name, start, stop))
+            stop = spec.elements if spec.elements - start <= room else start + room // multiple * multiple
+            if stop > start:
+                batch.append(Piece(spec.name, start, stop))
             room -= stop - start
             start = stop
-            if not room:
+            if start < spec.elements or not room:
                 yield tuple(batch)
                 batch, room = [], elements
     if batch:

@@ -113,7 +113,8 @@ class Laboratory:
             )
         source = Source("global", f"{name}/base", base.sha256, base.bytes)
         target = self.folder / name / "global.safetensors"
-        scan = await aggregate(self.store, strategy, base=source, contributions=contributions, target=target)
+        summed = await aggregate(self.store, strategy, base=source, contributions=contributions, target=target)
+        scan = summed.scan
         return Weights(target, scan.sha256, scan.bytes, 0, 0)
 
     def data(self, silo: str, seed: int) -> dict[str, str]:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from messages.errors import Poison
 from messages.safetensors_layout import DTYPES, FLOATING
-from orchestrator.aggregation import Facts, FedAvg, federated_average, integers, strategy_named, supported
-from orchestrator.aggregation.fedavg import Weighting
-from orchestrator.aggregation.fold import Fold, Weights
+from orchestrator.aggregation import Cohort, Facts, FedAvg, fedavg, strategy_named, supported
+from orchestrator.aggregation.fold import Sum
+from orchestrator.aggregation.strategy import whole
+from orchestrator.aggregation.weighing import UNIFORMLY, Weighing
 from tests.unit.aggregation.models import Array, Model, random_array
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -46,7 +47,7 @@ def test_the_mean_of_random_models_is_the_weighted_mean(
     models: list[Model] = [
         {name: random_array(rng, code, shape) for name, (code, shape) in layout.items()} for _ in samples
     ]
-    result = federated_average(models, samples)
+    result = fedavg(models, samples=samples)
     assert result.keys() == layout.keys()
     for name, (code, shape) in layout.items():
         arrays = [model[name] for model in models]
@@ -56,7 +57,7 @@ def test_the_mean_of_random_models_is_the_weighted_mean(
             for array, count in zip(arrays, samples, strict=True):
                 mean = mean + (count / sum(samples)) * array.astype(np.float64)
             assert result[name].tobytes() == mean.astype(DTYPES[code]).tobytes()
-        elif sum(integers.integer_weights(samples)) * integers_divisor(samples) == sum(samples):
+        elif sum(whole(samples)) * integers_divisor(samples) == sum(samples):
             assert result[name].astype(object).reshape(-1).tolist() == expected_integers(arrays, samples)
 
 
@@ -68,7 +69,7 @@ def integers_divisor(samples: list[int]) -> int:
 def test_one_silo_keeps_its_numbers_to_the_bit(code: str) -> None:
     array = random_array(np.random.default_rng(0), code, (100,))
     for samples in (1, 7, 10**12):
-        assert federated_average([{"a": array}], [samples])["a"].tobytes() == array.tobytes()
+        assert fedavg([{"a": array}], samples=[samples])["a"].tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("code", [code for code in DTYPES if code not in FLOATING])
@@ -76,7 +77,7 @@ def test_one_silo_keeps_its_numbers_to_the_bit(code: str) -> None:
 def test_integers_on_which_all_agree_are_kept_over_the_whole_range(code: str, samples: list[int]) -> None:
     limits = (0, 1) if code == "BOOL" else (int(np.iinfo(DTYPES[code]).min), int(np.iinfo(DTYPES[code]).max))
     array = np.array([limits[0], limits[1], limits[1] // 3 * 2], DTYPES[code])
-    assert federated_average([{"a": array}] * 3, samples)["a"].tolist() == array.tolist()
+    assert fedavg([{"a": array}] * 3, samples=samples)["a"].tolist() == array.tolist()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_integers_on_which_all_agree_are_kept_over_the_whole_range(code: str, sa
 )
 def test_an_integer_is_the_mean_rounded_half_to_even(values: list[int], samples: list[int], mean: int) -> None:
     models = [{"a": np.array([value])} for value in values]
-    assert federated_average(models, samples)["a"].tolist() == [mean]
+    assert fedavg(models, samples=samples)["a"].tolist() == [mean]
 
 
 @pytest.mark.parametrize(
@@ -113,47 +114,48 @@ def test_a_boolean_is_the_weighted_majority_and_a_tie_is_false(
     votes: list[int], samples: list[int], majority: bool
 ) -> None:
     models = [{"a": np.array([bool(vote)])} for vote in votes]
-    assert federated_average(models, samples)["a"].tolist() == [majority]
+    assert fedavg(models, samples=samples)["a"].tolist() == [majority]
 
 
 @given(st.lists(st.integers(0, 10**15), min_size=1, max_size=20).filter(any))
 def test_integer_weights_keep_their_proportions_within_the_limit(weights: list[int]) -> None:
-    reduced = integers.integer_weights(weights)
+    reduced = whole(weights)
     assert 0 < sum(reduced) <= 1 << 30
     for weight, small in zip(weights, reduced, strict=True):
         assert abs(weight / sum(weights) - small / sum(reduced)) < 1e-7
 
 
 def test_integer_weights_are_exact_when_a_common_divisor_makes_them_small() -> None:
-    assert integers.integer_weights([2**40, 2**41, 0]) == (1, 2, 0)
+    assert whole([2**40, 2**41, 0]) == (1, 2, 0)
 
 
 @pytest.mark.parametrize("extreme", [0, 2**64 - 1])
 def test_the_sums_of_integers_do_not_overflow_at_the_limit(extreme: int) -> None:
     models = [{"a": np.array([extreme], np.uint64)}] * 3
     samples = [2**29, 2**28, 2**28 - 1]
-    assert sum(integers.integer_weights(samples)) == 2**30 - 1
-    assert federated_average(models, samples)["a"].tolist() == [extreme]
+    assert sum(whole(samples)) == 2**30 - 1
+    assert fedavg(models, samples=samples)["a"].tolist() == [extreme]
 
 
 def test_a_sum_is_wider_than_the_numbers() -> None:
     models = [{"a": np.array([60000.0], np.float16)}, {"a": np.array([60000.0], np.float16)}]
-    assert federated_average(models, [1, 1])["a"].tolist() == [60000.0]
+    assert fedavg(models, samples=[1, 1])["a"].tolist() == [60000.0]
     tiny = [{"a": np.array([1.0], np.float32)}] + [{"a": np.array([1.0 + 2**-23], np.float32)}] * 7
-    assert federated_average(tiny, [1] * 8)["a"].tolist() == [np.float32(1.0 + 7 / 8 * 2**-23)]
+    assert fedavg(tiny, samples=[1] * 8)["a"].tolist() == [np.float32(1.0 + 7 / 8 * 2**-23)]
 
 
 def test_a_delta_is_added_to_the_base_of_floats_and_integers_travel_as_they_are() -> None:
-    weights = Weights.of(FedAvg(), [Facts("a", 1, 1), Facts("b", 3, 1)])
+    cohort = Cohort((Facts("a", 1, 1), Facts("b", 3, 1)), 2)
     base = np.array([1.0, 2.0], np.float32)
-    fold = Fold(FedAvg(), weights, "F32", 2)
-    fold.add(0, np.array([0.5, 0.5], np.float32), base)
-    fold.add(1, np.array([5.0, 6.0], np.float32), None)
-    assert fold.finish(None).tolist() == [0.25 * 1.5 + 0.75 * 5, 0.25 * 2.5 + 0.75 * 6]
-    fold = Fold(FedAvg(), weights, "I64", 1)
-    fold.add(0, np.array([4]), np.array([1000]))
-    fold.add(1, np.array([8]), np.array([1000]))
-    assert fold.finish(None).tolist() == [7]
+    task = Sum.of(FedAvg(), cohort, "delta")
+    fold = task.fold("F32", "F32", 2)
+    fold.add(0, np.array([0.5, 0.5], np.float32))
+    fold.add(1, np.array([4.0, 4.0], np.float32))
+    assert fold.finish(base, {})[0].tolist() == [1.0 + 0.25 * 0.5 + 0.75 * 4, 2.0 + 0.25 * 0.5 + 0.75 * 4]
+    fold = task.fold("I64", "I64", 1)
+    fold.add(0, np.array([4]))
+    fold.add(1, np.array([8]))
+    assert fold.finish(np.array([1000]), {})[0].tolist() == [7]
 
 
 # --- weighting, options, registry --------------------------------------------------------------------------------
@@ -161,21 +163,21 @@ def test_a_delta_is_added_to_the_base_of_floats_and_integers_travel_as_they_are(
 
 def test_uniform_weighting_ignores_samples() -> None:
     models = [{"a": np.array([0.0])}, {"a": np.array([1.0])}]
-    assert federated_average(models, [1, 3])["a"].tolist() == [0.75]
-    assert federated_average(models, [1, 3], strategy=FedAvg(Weighting.UNIFORM))["a"].tolist() == [0.5]
-    assert federated_average(models, [0, 0], strategy=FedAvg(Weighting.UNIFORM))["a"].tolist() == [0.5]
+    assert fedavg(models, samples=[1, 3])["a"].tolist() == [0.75]
+    assert fedavg(models, samples=[1, 3], weighting="uniform")["a"].tolist() == [0.5]
+    assert fedavg(models, samples=[0, 0], weighting="uniform")["a"].tolist() == [0.5]
 
 
 def test_without_any_sample_there_is_nothing_to_weigh_by() -> None:
     with pytest.raises(Poison, match="weighting: uniform") as caught:
-        federated_average([{"a": np.array([0.0])}] * 2, [0, 0])
+        fedavg([{"a": np.array([0.0])}] * 2, samples=[0, 0])
     assert caught.value.reason == "no-samples"
 
 
 def test_strategies_are_found_by_name_and_options() -> None:
-    assert supported() == ("fedavg",)
-    assert strategy_named("fedavg", {}) == FedAvg(Weighting.SAMPLES)
-    assert strategy_named("fedavg", {"weighting": "uniform"}) == FedAvg(Weighting.UNIFORM)
+    assert {"fedavg", "fedadam", "krum", "scaffold"} < set(supported())
+    assert strategy_named("fedavg", {}) == FedAvg(Weighing())
+    assert strategy_named("fedavg", {"weighting": "uniform"}) == FedAvg(UNIFORMLY)
     assert strategy_named("fedavg", {}).name == "fedavg"
 
 
@@ -209,4 +211,4 @@ def test_an_unknown_strategy_or_option_is_poison(name: str, options: dict[str, A
 )
 def test_models_that_cannot_be_averaged_are_refused(models: list[Model], samples: list[int]) -> None:
     with pytest.raises(ValueError, match=r"models?|dtype"):
-        federated_average(models, samples)
+        fedavg(models, samples=samples)

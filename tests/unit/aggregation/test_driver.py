@@ -23,9 +23,9 @@ from messages.errors import Conflict, InvalidWeights, NotFound, Poison
 from messages.ports import Reader
 from messages.transport.directory import DirectoryStore
 from messages.transport.memory_store import MemoryStore
-from orchestrator.aggregation import FedAvg, federated_average
+from orchestrator.aggregation import FedAvg, fedavg
 from orchestrator.aggregation.driver import Contribution, aggregate
-from orchestrator.aggregation.strategy import Array, Facts, Wide
+from orchestrator.aggregation.strategy import Cohort, Shares, State, Wide
 from tests.unit.aggregation.models import Model, publish, publish_base, random_array, same
 
 CODES = list(weights.DTYPES)
@@ -42,9 +42,9 @@ async def test_the_result_is_the_mean_in_a_file_that_others_can_read(tmp_path: P
     silos = zip("abc", models, [5, 1, 2], strict=True)
     updates = [await publish(store, tmp_path, silo, model, samples=count) for silo, model, count in silos]
     base = await publish_base(store, tmp_path, a_model(9))
-    scan = await aggregate(store, FedAvg(), base=base, contributions=updates, target=tmp_path / "out")
+    scan = (await aggregate(store, FedAvg(), base=base, contributions=updates, target=tmp_path / "out")).scan
     assert scan == weights.scan_file(tmp_path / "out")
-    assert same(weights.read_tensors(tmp_path / "out"), federated_average(models, [5, 1, 2]))
+    assert same(weights.read_tensors(tmp_path / "out"), fedavg(models, samples=[5, 1, 2]))
     loaded = safetensors.torch.load_file(tmp_path / "out")
     expected = sum(n * model["t.F32"].astype(np.float64) for model, n in zip(models, [5, 1, 2], strict=True)) / 8
     assert torch.allclose(loaded["t.F32"].to(torch.float64), torch.from_numpy(expected), rtol=1e-6)
@@ -76,7 +76,7 @@ async def test_streaming_gives_the_bytes_of_the_average_in_memory(
         await publish(store, folder, f"s{number}", model, samples=counts[number]) for number, model in enumerate(models)
     ]
     await aggregate(store, FedAvg(), base=None, contributions=updates, target=folder / "out", memory_budget=budget)
-    assert same(weights.read_tensors(folder / "out"), federated_average(models, counts))
+    assert same(weights.read_tensors(folder / "out"), fedavg(models, samples=counts))
 
 
 async def test_who_came_first_does_not_change_a_byte(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ async def test_who_came_first_does_not_change_a_byte(tmp_path: Path) -> None:
     base = await publish_base(store, tmp_path, a_model(9))
     digests = set()
     for number, order in enumerate(itertools.permutations(updates)):
-        scan = await aggregate(store, FedAvg(), base=base, contributions=order, target=tmp_path / f"out{number}")
+        scan = (await aggregate(store, FedAvg(), base=base, contributions=order, target=tmp_path / f"out{number}")).scan
         digests.add(scan.sha256)
     assert len(digests) == 1
 
@@ -94,12 +94,11 @@ async def test_the_budget_does_not_change_a_byte(tmp_path: Path) -> None:
     store, rng = MemoryStore(), np.random.default_rng(0)
     models = [{"a": rng.normal(size=5_000).astype(np.float32), "b": rng.normal(size=3_001)} for _ in range(2)]
     updates = [await publish(store, tmp_path, f"s{number}", model) for number, model in enumerate(models)]
-    scans = [
-        await aggregate(
-            store, FedAvg(), base=None, contributions=updates, target=tmp_path / f"out{budget}", memory_budget=budget
-        )
-        for budget in (1, 200_000, 1 << 30)
-    ]
+    scans = []
+    for budget in (1, 200_000, 1 << 30):
+        target = tmp_path / f"out{budget}"
+        summed = await aggregate(store, FedAvg(), base=None, contributions=updates, target=target, memory_budget=budget)
+        scans.append(summed.scan)
     assert scans[0] == scans[1] == scans[2]
 
 
@@ -109,7 +108,7 @@ async def test_a_delta_is_added_to_the_base(tmp_path: Path) -> None:
     delta, plain = a_model(1), a_model(2)
     updates = [
         await publish(store, tmp_path, "a", delta, form="delta", samples=1),
-        await publish(store, tmp_path, "b", plain, form="weights", samples=3),
+        await publish(store, tmp_path, "b", plain, form="delta", samples=3),
     ]
     base = await publish_base(store, tmp_path, base_model)
     await aggregate(store, FedAvg(), base=base, contributions=updates, target=tmp_path / "out")
@@ -117,10 +116,10 @@ async def test_a_delta_is_added_to_the_base(tmp_path: Path) -> None:
     for name, array in result.items():
         one, two = delta[name].astype(np.float64), plain[name].astype(np.float64)
         if name in floats:
-            mean = 0.25 * (base_model[name].astype(np.float64) + one) + 0.75 * two
+            mean = base_model[name].astype(np.float64) + (0.25 * one + 0.75 * two)
             assert array.tobytes() == mean.astype(array.dtype).tobytes()
         else:
-            average = federated_average([{"x": delta[name]}, {"x": plain[name]}], [1, 3])["x"]
+            average = fedavg([{"x": delta[name]}, {"x": plain[name]}], samples=[1, 3])["x"]
             assert array.tobytes() == average.tobytes()
 
 
@@ -130,7 +129,7 @@ async def test_the_result_has_the_dtypes_of_the_base_whatever_travelled(tmp_path
     half = {"w": full["w"].astype(ml_dtypes.bfloat16), "n": np.array([3])}
     update = await publish(store, tmp_path, "a", half)
     base = await publish_base(store, tmp_path, full)
-    scan = await aggregate(store, FedAvg(), base=base, contributions=[update], target=tmp_path / "out")
+    scan = (await aggregate(store, FedAvg(), base=base, contributions=[update], target=tmp_path / "out")).scan
     assert scan.layout.digest == weights.read_layout(tmp_path / "base").digest
     assert same(weights.read_tensors(tmp_path / "out"), {"w": half["w"].astype(np.float32), "n": half["n"]})
 
@@ -138,7 +137,7 @@ async def test_the_result_has_the_dtypes_of_the_base_whatever_travelled(tmp_path
 async def test_the_first_weights_are_those_of_the_silo_that_initialised(tmp_path: Path) -> None:
     store = MemoryStore()
     update = await publish(store, tmp_path, "a", a_model(1), samples=7)
-    scan = await aggregate(store, FedAvg(), base=None, contributions=[update], target=tmp_path / "out")
+    scan = (await aggregate(store, FedAvg(), base=None, contributions=[update], target=tmp_path / "out")).scan
     assert scan.sha256 == update.sha256
 
 
@@ -161,7 +160,7 @@ async def test_an_update_of_another_library_in_another_order_is_summed_right(tmp
 async def test_a_model_without_tensors_is_a_model(tmp_path: Path) -> None:
     store = MemoryStore()
     update = await publish(store, tmp_path, "a", {})
-    scan = await aggregate(store, FedAvg(), base=None, contributions=[update], target=tmp_path / "out")
+    scan = (await aggregate(store, FedAvg(), base=None, contributions=[update], target=tmp_path / "out")).scan
     assert (scan.layout.tensors, scan.norm) == ((), 0.0)
 
 
@@ -357,13 +356,13 @@ class Doubling(FedAvg):
     def reads_base(self) -> bool:
         return True
 
-    def weigh(self, facts: Sequence[Facts]) -> tuple[int, ...]:
-        assert [fact.silo for fact in facts] == sorted(fact.silo for fact in facts)
-        return super().weigh(facts)
+    def weigh(self, cohort: Cohort) -> Shares:
+        silos = [facts.silo for facts in cohort.facts]
+        assert silos == sorted(silos)
+        return super().weigh(cohort)
 
-    def finish(self, total: Wide, base: Array | None) -> Wide:
-        assert base is not None
-        return 2 * total - base.astype(np.float64)
+    def step(self, change: Wide, state: State) -> Wide:
+        return 2 * change
 
 
 async def test_a_strategy_that_reads_the_base_is_shown_it(tmp_path: Path) -> None:

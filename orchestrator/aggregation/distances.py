@@ -1,0 +1,96 @@
+"""How far updates are from the base and from each other: by their inner products, which one pass over them gives. Pure.
+
+With dᵢ = wᵢ − base and the Gram matrix Gᵢⱼ = dᵢ·dⱼ all that robust strategies ask for follows:
+
+    ‖dᵢ‖² = Gᵢᵢ        ‖wᵢ − wⱼ‖² = Gᵢᵢ + Gⱼⱼ − 2 Gᵢⱼ        cos(dᵢ, dⱼ) = Gᵢⱼ / √(Gᵢᵢ Gⱼⱼ)
+    ‖dᵢ − z‖² = Gᵢᵢ − 2 Σⱼ αⱼ Gᵢⱼ + Σⱼₖ αⱼ αₖ Gⱼₖ        for z = Σ αⱼ dⱼ with Σ αⱼ = 1
+
+Only floating tensors count. The products are made by BLAS, whose last bits differ from processor to processor;
+`to_24_bits` keeps them out of results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Wide = np.ndarray[Any, np.dtype[np.float64]]
+GRAM_BLOCK: Final = 1 << 13
+"""Numbers multiplied at a time, counted from a tensor's first: so where chunks are cut does not change a bit."""
+_GREATEST: Final = 1e140
+"""Float64 numbers beyond it count as this: so no product, and no sum of them, is infinite."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distances:
+    """Of `n` updates, in silo order."""
+
+    inner: Wide
+    """The Gram matrix of the updates' changes to the base, n × n, symmetrical."""
+
+    @property
+    def norms(self) -> Wide:
+        """The length of each update's change."""
+        return np.sqrt(np.diag(self.inner))
+
+    @property
+    def squared(self) -> Wide:
+        """The squared distance between each two updates, n × n."""
+        diagonal = np.diag(self.inner)
+        found: Wide = np.maximum(diagonal[:, None] + diagonal[None, :] - 2 * self.inner, 0.0)
+        np.fill_diagonal(found, 0.0)
+        return found
+
+    @property
+    def cosines(self) -> Wide:
+        """The cosine of the angle between each two changes, n × n; 0 where one of them is no change at all."""
+        norms = self.norms
+        product = norms[:, None] * norms[None, :]
+        return np.divide(self.inner, product, out=np.zeros_like(self.inner), where=product > 0)
+
+    def to_mean(self, shares: Wide) -> Wide:
+        """The distance of each update to Σ `shares`ⱼ wⱼ, whose shares add up to 1."""
+        # Not by norms minus means: shares of what is huge are tiny, and only their products have a size.
+        reached = self.inner * shares[None, :]
+        squared = np.diag(self.inner) - 2 * reached.sum(axis=1) + (reached * shares[:, None]).sum()
+        found: Wide = np.sqrt(np.maximum(squared, 0.0))
+        return found
+
+
+@final
+class Gram:
+    """Adds up the inner products of `silos` updates, chunk by chunk. A chunk begins at a multiple of `GRAM_BLOCK`."""
+
+    def __init__(self, silos: int) -> None:
+        self._total = np.zeros((silos, silos))
+        self._rows = np.empty((silos, GRAM_BLOCK))
+
+    def add(self, chunks: Sequence[Array], base: Array | None) -> None:
+        """The same chunk of every update: weights, or with no `base` changes."""
+        clips = any(chunk.dtype == np.float64 for chunk in chunks)
+        for start in range(0, len(chunks[0]), GRAM_BLOCK):
+            stop = min(start + GRAM_BLOCK, len(chunks[0]))
+            rows = self._rows[:, : stop - start]
+            for row, chunk in zip(rows, chunks, strict=True):
+                np.copyto(row, chunk[start:stop])
+            if base is not None:
+                rows -= base[start:stop].astype(np.float64)
+            if clips:
+                np.clip(rows, -_GREATEST, _GREATEST, out=rows)
+            self._total += rows @ rows.T
+
+    def distances(self) -> Distances:
+        """What came of all chunks."""
+        upper = np.triu(self._total)
+        return Distances(upper + np.triu(self._total, 1).T)
+
+
+def to_24_bits(number: float) -> float:
+    """The number with the 24 leading bits of its mantissa: an error of 3e-8 at most, relative."""
+    mantissa, exponent = math.frexp(number)
+    return math.ldexp(round(math.ldexp(mantissa, 24)), exponent - 24)
