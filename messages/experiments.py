@@ -113,6 +113,47 @@ class Transfer(Operator):
     """Floating-point tensors are converted to it; null: as the model has them."""
 
 
+class Checks(Operator):
+    """What is measured of the updates of rounds that train, and what leaves one out of the sum: docs/operate.md.
+
+    All of it is about an update's change: its floating-point tensors minus the weights that the round started from.
+    Each name costs the orchestrator reading; where silos send deltas, those need no base to be read beside them.
+    """
+
+    measure: bool = False
+    """Record each change's norm and cosines. Costs: the base and the silo's last update are read beside each update
+    that arrives, and all updates of a round once more before they are summed."""
+    max_norm: Annotated[float, Field(gt=0)] | None = None
+    """Leave an update out whose change is longer (L2), as soon as it arrives. Costs: the base, read beside it."""
+    max_norm_ratio: Annotated[float, Field(gt=1)] | None = None
+    """Leave an update out whose change is longer than so many times the median of its round. Costs as `max_norm`."""
+    min_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
+    """Leave an update out whose change has a smaller cosine to the mean direction of the round's other changes.
+
+    Costs: all updates of the round are read once more before they are summed.
+    """
+
+    @property
+    def at_arrival(self) -> bool:
+        """Whether something is measured of each update when it arrives."""
+        return self.measure or self.max_norm is not None or self.max_norm_ratio is not None
+
+    @property
+    def with_others(self) -> bool:
+        """Whether a round's changes are compared with each other, which takes another look at their numbers."""
+        return self.measure or self.min_cosine is not None
+
+    @property
+    def of_the_set(self) -> bool:
+        """Whether something can only be known once a round's set is frozen."""
+        return self.with_others or self.max_norm_ratio is not None
+
+    @property
+    def least(self) -> int:
+        """Updates that a round needs for the bounds to mean anything: of two that differ, none is the odd one."""
+        return 1 if self.max_norm_ratio is None and self.min_cosine is None else 3
+
+
 class Strategy(Operator):
     """How updates become the next global weights."""
 
@@ -160,11 +201,23 @@ class StartExperiment(Operator):
     metric: Metric | None = None
     transfer: Transfer = Transfer()
     strategy: Strategy = Strategy()
+    checks: Checks | None = None
+    """What is measured of updates, and which are left out; null: nothing beyond what every update has to be."""
     share: Annotated[list[ShareGlob], Field(min_length=1, max_length=200)] = ["*"]
 
     def asked(self, silos: int) -> int:
         """How many of so many `silos` a training round asks."""
         return silos if self.sample is None else self.sample.size(silos)
+
+    def too_few_to_check(self, quorum: int) -> str | None:
+        """Why the bounds of `checks` mean nothing with a quorum of so many; None when they do."""
+        if self.checks is None or quorum >= self.checks.least:
+            return None
+        bound = "min_cosine" if self.checks.max_norm_ratio is None else "max_norm_ratio"
+        return (
+            f"{bound} needs a quorum of at least {self.checks.least} updates, and it is {quorum}: of two that differ "
+            "nobody can say which is wrong. Raise `quorum.minimum`, or bound with `max_norm` alone."
+        )
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
@@ -179,6 +232,10 @@ class StartExperiment(Operator):
                 raise ValueError(f"quorum: {self.quorum.minimum} silos needed, but {len(self.silos)} listed")
             if (needed := self.quorum.needed(asked := self.asked(len(self.silos)))) > asked:
                 raise ValueError(f"quorum: {needed} silos needed, but a round's sample is of {asked}")
+            if why := self.too_few_to_check(needed):
+                raise ValueError(f"checks: {why}")
+        if self.checks == Checks():
+            raise ValueError("checks: nothing is asked for; give a bound, or `measure: true`")
         return self
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from messages.experiments import Transfer
+from messages.experiments import Checks, Transfer
 from messages.fields import (
     Count,
     Machine,
@@ -107,11 +107,13 @@ class Purpose(StrEnum):
     EVALUATE = "evaluate"
 
 
-def _as_far_as_known(transfer: object) -> object:
+def _as_far_as_known(model: type[BaseModel]) -> BeforeValidator:
     """What operators post is strict; what an agent is sent may have fields that a newer orchestrator added."""
-    if not isinstance(transfer, dict):
-        return transfer
-    return {name: value for name, value in transfer.items() if name in Transfer.model_fields}
+
+    def known(given: object) -> object:
+        return {n: v for n, v in given.items() if n in model.model_fields} if isinstance(given, dict) else given
+
+    return BeforeValidator(known)
 
 
 class RoundAnnounced(Machine):
@@ -138,8 +140,10 @@ class RoundAnnounced(Machine):
 
     What the strategy wants of training is among them: `proximal_mu`, with FedProx.
     """
-    transfer: Annotated[Transfer, BeforeValidator(_as_far_as_known)] = Transfer()
+    transfer: Annotated[Transfer, _as_far_as_known(Transfer)] = Transfer()
     strategy: Name = "fedavg"
+    checks: Annotated[Checks | None, _as_far_as_known(Checks)] = None
+    """What the orchestrator measures of updates, and beyond which bounds it leaves one out; null: nothing."""
     share: list[ShareGlob] = ["*"]
     silos: Annotated[int, Field(ge=1)]
     """How many silos this round is announced to."""
@@ -312,6 +316,8 @@ class AggregateRound(Machine):
     kind: Literal["aggregate-round"] = "aggregate-round"
     run: RunId
     round: RoundNumber
+    announcement: Annotated[int, Field(ge=1)] = 1
+    """After how many announcements it was frozen: a set of which too few were left is frozen again later."""
 
 
 class DeadlinePassed(Machine):

@@ -85,8 +85,9 @@ class Performer:
             case ScheduleGrace(run=run, round=number, announcement=announcement, at=at):
                 over = GraceOver(run=run, round=number, announcement=announcement)
                 await self._send(names.WORK, over, run, message_id, at)
-            case RequestAggregation(run=run, round=number):
-                await self._send(names.WORK, AggregateRound(run=run, round=number), run, message_id)
+            case RequestAggregation(run=run, round=number, announcement=announcement):
+                wanted = AggregateRound(run=run, round=number, announcement=announcement)
+                await self._send(names.WORK, wanted, run, message_id)
             case PublishHead(head=head):
                 await self._documents.publish_head(head)
             case RecordRound(record=record):
@@ -139,8 +140,8 @@ def work_of(effect: Effect) -> AggregateRound | DeadlinePassed | GraceOver | Non
             return DeadlinePassed(run=run, round=number, announcement=announcement)
         case ScheduleGrace(run=run, round=number, announcement=announcement):
             return GraceOver(run=run, round=number, announcement=announcement)
-        case RequestAggregation(run=run, round=number):
-            return AggregateRound(run=run, round=number)
+        case RequestAggregation(run=run, round=number, announcement=announcement):
+            return AggregateRound(run=run, round=number, announcement=announcement)
         case _:
             return None
 

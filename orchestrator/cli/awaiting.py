@@ -16,7 +16,17 @@ from messages.schemas import Purpose
 from orchestrator import presence as attendance
 from orchestrator.cli.standing import Standing
 from orchestrator.experiment.announcing import awaited
-from orchestrator.experiment.state import Aggregating, Collecting, Declined, Ended, Failed, Paused, Tombstone, Updated
+from orchestrator.experiment.state import (
+    Aggregating,
+    Collecting,
+    Declined,
+    Ended,
+    Failed,
+    LeftOut,
+    Paused,
+    Tombstone,
+    Updated,
+)
 
 EVERY: Final = 15.0
 """Seconds between two heartbeats of an agent that never said how often it sends them."""
@@ -113,6 +123,8 @@ def in_open_round(standing: Standing, state: Collecting, silo: str) -> str:
     match state.answers.get(silo):
         case Updated():
             return "updated"
+        case LeftOut(reason=reason):
+            return f"left out: {reason}"
         case Declined(reason=reason):
             return f"declined: {reason}"
         case Failed(reason=reason) if silo not in awaited(state):
@@ -128,6 +140,8 @@ def waiting_for(standing: Standing) -> str | None:
     match standing.state:
         case Collecting() as state:
             return f"{_who(standing, state)}; {_what_then(state)}{_late(standing)}"
+        case Aggregating(judging=Collecting()) as state:
+            return f"the comparison of {len(state.closed.updates)} updates, and their sum"
         case Aggregating() as state:
             return f"the sum of {len(state.closed.updates)} updates"
         case Paused(because=because):

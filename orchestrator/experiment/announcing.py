@@ -20,6 +20,7 @@ from orchestrator.experiment.state import (
     Declined,
     Ended,
     Failed,
+    LeftOut,
     Live,
     Paused,
     Updated,
@@ -48,6 +49,7 @@ def announcement_for(state: Collecting, silo: str) -> RoundAnnounced:
             "hyperparameters": hyperparameters_for(state, silo),
             "transfer": Transfer() if initialising else request.transfer,
             "strategy": request.strategy.name,
+            "checks": request.checks if state.purpose is Purpose.TRAIN else None,
             "share": request.share,
             "silos": 1 if initialising else len(state.asked),
             "quorum": state.quorum,
@@ -84,7 +86,7 @@ def has_answered(state: Collecting, silo: str) -> bool:
     match state.answers.get(silo):
         case None:
             return False
-        case Updated() | Declined():
+        case Updated() | LeftOut() | Declined():
             return True
         case Failed(announcement=announcement):
             # Silos are initialised one after another: one that failed is not asked again.
@@ -115,6 +117,8 @@ def head_of(state: Live | Ended) -> Head:
     match state:
         case Collecting():
             return Head(run=state.run.id, round=state.round, announcement=state.announcement, phase="open")
+        case Aggregating(judging=Collecting() as opened):  # nobody is told yet: it may go on
+            return head_of(opened)
         case Aggregating(closed=closed):
             return Head(run=state.run.id, round=closed.round, announcement=closed.announcements, phase="closed")
         case Paused():

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 
 from messages.errors import Duplicate, Poison, Stale
 from messages.experiments import Transfer
-from messages.schemas import DeadlinePassed, Payload, Purpose, Role, UpdatePublished
+from messages.schemas import DeadlinePassed, GraceOver, Payload, Purpose, Role, UpdatePublished
 from orchestrator.experiment.announcing import ask, awaited, deadline_of, has_answered, roles_of
+from orchestrator.experiment.checking import beyond
 from orchestrator.experiment.effects import Announce, Effects, ScheduleGrace
 from orchestrator.experiment.events import (
     MembersSeen,
@@ -33,6 +34,7 @@ from orchestrator.experiment.state import (
     Declined,
     Ended,
     Failed,
+    LeftOut,
     RunOutcome,
     Updated,
 )
@@ -46,13 +48,15 @@ After = tuple[Collecting | Aggregating | Ended, Effects]
 def check_update(state: Collecting, silo: str, update: UpdatePublished) -> None:
     """Raises unless this update would count. Cheap: for a look before gigabytes are read."""
     _check_asked(state, silo)
-    if isinstance(before := state.answers.get(silo), Updated):
-        if _content(before, roles_of(state)) == _content(update, roles_of(state)):
-            raise Duplicate(f"this update of {silo} for round {state.round} was counted before")
+    before = state.answers.get(silo)
+    if isinstance(before, Updated | LeftOut):
+        first, became = (before, "counted") if isinstance(before, Updated) else (before.update, "left out")
+        if _content(first, roles_of(state)) == _content(update, roles_of(state)):
+            raise Duplicate(f"this update of {silo} for round {state.round} was {became} before")
         raise Poison(
             "update-conflict",
-            f"{silo} sent another update for round {state.round}; the first one counts. An agent publishes once per "
-            "round: look whether two agents run for this silo.",
+            f"{silo} sent another update for round {state.round}; the first one was {became}. An agent publishes "
+            "once per round: look whether two agents run for this silo.",
         )
     if update.purpose is not state.purpose:
         raise Poison("wrong-purpose", f"Round {state.round} is for {state.purpose}, the update for {update.purpose}.")
@@ -88,13 +92,16 @@ def update_verified(state: Collecting, event: UpdateVerified, now: datetime) -> 
         steps=update.steps,
         seconds=update.seconds,
         norm=event.norm,
+        change=event.change,
         etag=event.etag,
         waited=max(0.0, (now - _announced_at(state, update.announcement)).total_seconds()),
         metrics=tuple(number_of(report) for report in update.metrics),
         at=now,
     )
+    why = beyond(state.run.request.checks, event.change)
+    counted = answer if why is None else LeftOut(update=answer, reason=why)
     tallies = tally(state.tallies, update.metrics)
-    return _after_answer(_answered(state, event.silo, answer).model_copy(update={"tallies": tallies}), now)
+    return _after_answer(_answered(state, event.silo, counted).model_copy(update={"tallies": tallies}), now)
 
 
 def update_rejected(state: Collecting, event: UpdateRejected, now: datetime) -> After:
@@ -111,7 +118,7 @@ def round_refused(state: Collecting, event: RoundRefused, now: datetime) -> Afte
     """The silo's owner said no, for the whole round."""
     _check_asked(state, event.silo)
     match state.answers.get(event.silo):
-        case Updated():
+        case Updated() | LeftOut():
             raise Stale(f"the update of {event.silo} for round {state.round} is in already")
         case Declined():
             raise Duplicate(f"{event.silo} had declined round {state.round} already")
@@ -142,12 +149,12 @@ def deadline_passed(state: Collecting, event: DeadlinePassed, now: datetime) -> 
         return close_round(state, now)
     if state.purpose is Purpose.INITIALISE and (after := _ask_next(state, now)):
         return after
-    return _announce_again(state, now)
+    return announce_again(state, now)
 
 
-def grace_over(state: Collecting, now: datetime) -> After:
-    """Stragglers have had their time. A round has one grace at most, and nothing takes back its quorum."""
-    if state.grace_until is None:
+def grace_over(state: Collecting, event: GraceOver, now: datetime) -> After:
+    """Stragglers have had their time. An announcement has one grace at most."""
+    if state.grace_until is None or event.announcement != state.announcement:
         raise Stale(f"no grace of round {state.round} is running")
     return close_round(state, now)
 
@@ -155,7 +162,7 @@ def grace_over(state: Collecting, now: datetime) -> After:
 def _failed(state: Collecting, silo: str, reason: str, announcement: int, now: datetime) -> After:
     _check_asked(state, silo)
     match state.answers.get(silo):
-        case Updated() | Declined():
+        case Updated() | LeftOut() | Declined():
             raise Stale(f"{silo} has answered round {state.round} already")
         case Failed() if has_answered(state, silo):
             raise Duplicate(f"{silo} had failed in round {state.round} already")
@@ -203,7 +210,7 @@ def _ask_next(state: Collecting, now: datetime) -> After | None:
     return after, ask(after, (silo,))
 
 
-def _announce_again(state: Collecting, now: datetime) -> After:
+def announce_again(state: Collecting, now: datetime) -> After:
     """A new try with those that owe an answer; where they are a sample, with others besides."""
     after = _announced_anew(state, now).model_copy(update={"reminded": state.reminded + 1})
     if _is_lost(state, after):

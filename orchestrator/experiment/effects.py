@@ -60,6 +60,7 @@ class RequestAggregation(Frozen):
     kind: Literal["request-aggregation"] = "request-aggregation"
     run: RunId
     round: RoundNumber
+    announcement: int = 1
 
 
 class PublishHead(Frozen):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from messages.experiments import StartExperiment
 from messages.fields import Scalar
 from messages.schemas import DeadlinePassed, DeclineReason, GraceOver, Payload, Role, UpdatePublished
+from orchestrator.experiment.checking import Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class UpdateVerified:
     update: UpdatePublished
     norm: float | None = None
     """None when there are no weights in it."""
+    change: Change | None = None
+    """What the experiment's `checks` want to know when an update arrives."""
     etag: str | None = None
     """That of the weights when they were verified."""
     etags: Mapping[Role, str] = field(default_factory=dict)
@@ -139,6 +142,18 @@ class UpdateCameLate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesCompared:
+    """A frozen set's changes were compared with each other, as the experiment's `checks` want."""
+
+    run: str
+    round: int
+    announcement: int
+    """After how many announcements the set was frozen that was compared."""
+    cosines: Mapping[str, float | None] = field(default_factory=dict)
+    """By silo: see `Change.cosine`. Empty where the checks take none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated:
     """The frozen set was summed; the result is in place."""
 
@@ -172,6 +187,7 @@ Event = (
     | UpdateCameLate
     | DeadlinePassed
     | GraceOver
+    | UpdatesCompared
     | RoundAggregated
     | AggregationFailed
 )

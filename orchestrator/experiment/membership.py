@@ -18,7 +18,7 @@ from messages.errors import Poison
 from messages.experiments import StartExperiment
 from messages.schemas import DeclineReason, Purpose
 from orchestrator.experiment.events import MembersSeen, StartRequested
-from orchestrator.experiment.state import Collecting, Declined, Draw, Run, Updated
+from orchestrator.experiment.state import Collecting, Declined, Draw, LeftOut, Run, Updated
 
 
 def members_at_start(event: StartRequested) -> tuple[str, ...]:
@@ -42,6 +42,8 @@ def members_at_start(event: StartRequested) -> tuple[str, ...]:
     if (needed := request.quorum.needed(asked)) > asked:
         which = "take part" if request.sample is None else "are asked in each round"
         raise Poison("quorum-too-large", f"The quorum is {needed} updates, but only {asked} silos {which}.")
+    if why := request.too_few_to_check(needed):
+        raise Poison("quorum-too-small", f"checks: {why}")
     return tuple(listed)
 
 
@@ -58,7 +60,7 @@ def left(state: Collecting, event: MembersSeen) -> list[tuple[str, Declined]]:
     """What it means for the open round that silos it asked are members no longer: for those, an answer."""
     found = []
     for silo in state.asked:
-        if silo in state.run.silos or isinstance(state.answers.get(silo), Updated | Declined):
+        if silo in state.run.silos or isinstance(state.answers.get(silo), Updated | LeftOut | Declined):
             continue
         enrolled = event.enrolled is None or silo in event.enrolled
         reason = DeclineReason.TASK_NOT_OFFERED if enrolled else DeclineReason.NOT_ENROLLED
@@ -118,8 +120,15 @@ def asked_next(state: Collecting) -> tuple[str, ...]:
 
 
 def quorum_of(run: Run, asked: int, purpose: Purpose) -> int:
-    """Updates that close a round that asks so many silos."""
-    return 1 if purpose is Purpose.INITIALISE else run.request.quorum.needed(asked)
+    """Updates that close a round that asks so many silos; enough to be checked, however many members have left."""
+    needed = run.request.quorum.needed(asked)
+    match purpose:
+        case Purpose.INITIALISE:
+            return 1
+        case Purpose.TRAIN if run.request.checks is not None:
+            return max(needed, run.request.checks.least)
+        case _:
+            return needed
 
 
 def shortage(run: Run, purpose: Purpose) -> str | None:

@@ -45,8 +45,12 @@ class Pace(BaseModel):
     """Updates for rounds that were closed: discarded."""
     late_for: RoundNumber | None = None
     """The last round it was too late for; the same update again is not counted again."""
+    left_out: Total = 0
+    """Updates that were beyond the experiment's bounds."""
+    left_out_for: RoundNumber | None = None
+    """The last of these rounds."""
     bytes: Total = 0
-    """What its updates that counted took, added up."""
+    """What its updates that counted or were left out took, added up."""
     training: Taken | None = None
     """From start to end of training, as the silo says."""
     answering: Taken | None = None
@@ -69,17 +73,28 @@ def updated(pace: Pace, round_number: int, *, size: int, times: tuple[float, flo
     return pace.model_copy(update=changed)
 
 
+def left_out(pace: Pace, round_number: int, *, size: int) -> Pace:
+    """After a round from which its update of so many bytes was left out: it answered in time, and did not count."""
+    changed = {
+        "left_out": pace.left_out + 1,
+        "left_out_for": round_number,
+        "missed_since": 0,
+        "bytes": pace.bytes + size,
+    }
+    return pace.model_copy(update=changed)
+
+
 def missed(pace: Pace) -> Pace:
     """After a round that closed without its answer."""
     return pace.model_copy(update={"missed": pace.missed + 1, "missed_since": pace.missed_since + 1})
 
 
 def was_late(pace: Pace, round_number: int) -> Pace | None:
-    """After an update that came too late for a round; None when that update is known: it counted, or was late before.
+    """After an update that came too late for a round; None when that update is known: it was in time, or late before.
 
     An agent's updates come in the order of their rounds, so the last round is all that needs to be remembered.
     """
-    known = max(-1 if n is None else n for n in (pace.updated, pace.late_for))
+    known = max(-1 if n is None else n for n in (pace.updated, pace.left_out_for, pace.late_for))
     if round_number <= known:
         return None
     return pace.model_copy(update={"late": pace.late + 1, "late_for": round_number})

@@ -23,6 +23,7 @@ from orchestrator.experiment.state import (
     Declined,
     Ended,
     Failed,
+    LeftOut,
     Live,
     Model,
     Paused,
@@ -58,17 +59,41 @@ def open_round(run: Run, round_number: int, purpose: Purpose, now: datetime) -> 
 
 
 def close_round(state: Collecting, now: datetime) -> tuple[Aggregating | Ended, Effects]:
-    """Freezes the set. Nothing is summed after an evaluation: that was the last round."""
+    """Freezes the set. Nothing is summed after an evaluation: that was the last round.
+
+    A set whose updates have to be compared first is frozen as well, but nobody is told: it may open again.
+    """
     if state.purpose is Purpose.EVALUATE:
         return _completed(state, now)
     closed = frozen(state, now)
+    request = request_for(closed)
+    if state.purpose is Purpose.TRAIN and state.run.request.checks and state.run.request.checks.of_the_set:
+        return Aggregating(run=state.run, closed=closed, judging=state, pausing=state.pausing), (request,)
     after = Aggregating(run=timed(state.run, closed), closed=closed, pausing=state.pausing)
-    request = RequestAggregation(run=state.run.id, round=state.round)
     return after, (*dismiss(state, ClosedBecause.AGGREGATED), request, PublishHead(head=head_of(after)))
+
+
+def close_judged(state: Collecting, frozen_at: datetime) -> tuple[Aggregating, Effects]:
+    """Closes a round whose set was frozen and compared: now silos may know. Its sum was asked for before."""
+    closed = frozen(state, frozen_at)
+    after = Aggregating(run=timed(state.run, closed), closed=closed, pausing=state.pausing)
+    return after, (*dismiss(state, ClosedBecause.AGGREGATED), PublishHead(head=head_of(after)))
+
+
+def request_for(closed: ClosedRound) -> RequestAggregation:
+    """What has a frozen set summed."""
+    return RequestAggregation(run=closed.run, round=closed.round, announcement=closed.announcements)
+
+
+def opened_again(state: Aggregating, judging: Collecting) -> Collecting:
+    """The round whose set is being compared, as it is open again: with what happened to its run meanwhile."""
+    return judging.model_copy(update={"run": state.run, "pausing": state.pausing})
 
 
 def round_aggregated(state: Aggregating, event: RoundAggregated, now: datetime) -> tuple[Live, Effects]:
     """The new weights are there: the next round, or a pause before it."""
+    if state.judging is not None:
+        raise ValueError(f"round {event.round} of {event.run} was summed before its updates were compared")
     closed = state.closed
     model = Model(round=closed.round, payload=event.payload, besides=event.besides)
     run = measured(state.run, closed).model_copy(update={"model": model})
@@ -90,6 +115,8 @@ def end_run(state: Live, outcome: RunOutcome, reason: str, now: datetime) -> tup
         case Collecting():
             record = _record(frozen(state, now), round_outcome, now, None)
             effects = (*dismiss(state, because), RecordRound(record=record))
+        case Aggregating(judging=Collecting() as judging):  # its silos think that it is open
+            return end_run(opened_again(state, judging), outcome, reason, now)
         case Aggregating(closed=closed):
             effects = (RecordRound(record=_record(closed, round_outcome, now, None)),)
         case Paused():
@@ -100,11 +127,10 @@ def end_run(state: Live, outcome: RunOutcome, reason: str, now: datetime) -> tup
 
 def frozen(state: Collecting, now: datetime) -> ClosedRound:
     """The round as it stands: updates in the order in which they are summed, whoever came first."""
-    updates = []
-    for silo in state.asked:
-        answer = state.answers.get(silo)
-        if isinstance(answer, Updated):
-            updates.append(UpdateRecord(silo=silo, **{f: getattr(answer, f) for f in _UPDATE_FIELDS}))
+    answers = [(silo, state.answers.get(silo)) for silo in state.asked]
+    updates = [_update_record(silo, answer) for silo, answer in answers if isinstance(answer, Updated)]
+    left_out = [_update_record(silo, answer.update) for silo, answer in answers if isinstance(answer, LeftOut)]
+    measured_by = [a.update if isinstance(a, LeftOut) else a for _, a in answers if isinstance(a, LeftOut | Updated)]
     return ClosedRound(
         run=state.run.id,
         round=state.round,
@@ -116,7 +142,8 @@ def frozen(state: Collecting, now: datetime) -> ClosedRound:
         draw=state.draw,
         updates=tuple(updates),
         others=without_update(state),
-        metrics=pool([u.metrics for u in updates], state.tallies),
+        left_out=tuple(left_out),
+        metrics=pool([update.metrics for update in measured_by], state.tallies),
     )
 
 
@@ -161,6 +188,9 @@ def timed(run: Run, closed: ClosedRound) -> Run:
         times = (update.seconds, update.waited) if closed.purpose is Purpose.TRAIN else None
         size = update.payload.bytes if update.payload else 0
         paces[update.silo] = pace.updated(paces[update.silo], closed.round, size=size, times=times)
+    for update in closed.left_out:
+        size = update.payload.bytes if update.payload else 0
+        paces[update.silo] = pace.left_out(paces[update.silo], closed.round, size=size)
     for silo, did in closed.others.items():
         if did.startswith(UNANSWERED) and closed.purpose is not Purpose.INITIALISE:
             paces[silo] = pace.missed(paces[silo])
@@ -169,6 +199,10 @@ def timed(run: Run, closed: ClosedRound) -> Run:
 
 UNANSWERED = "had not answered"
 _UPDATE_FIELDS = tuple(name for name in UpdateRecord.model_fields if name != "silo")
+
+
+def _update_record(silo: str, update: Updated) -> UpdateRecord:
+    return UpdateRecord(silo=silo, **{field: getattr(update, field) for field in _UPDATE_FIELDS})
 
 
 def _purpose_after(run: Run, closed: ClosedRound) -> Purpose:
@@ -219,6 +253,8 @@ def _instead(state: Collecting, silo: str) -> str:
     match state.answers.get(silo):
         case Declined(reason=reason):
             return f"declined: {reason.value}"
+        case LeftOut(reason=reason):
+            return f"left out: {reason}"
         case Failed(reason=reason) if has_answered(state, silo):
             return f"failed: {reason}"
         case Failed(reason=reason):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from messages.experiments import StartExperiment
 from messages.fields import Count, Name, ParameterName, RoundNumber, RunId, Scalar, Time
 from messages.schemas import DeclineReason, Payload, Purpose, Role
+from orchestrator.experiment.checking import Change
 from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
 from orchestrator.experiment.pace import Paces
 
@@ -92,6 +93,8 @@ class Updated(Frozen):
     steps: Count
     seconds: float
     norm: float | None
+    change: Change | None = None
+    """None unless the experiment's `checks` ask for it."""
     etag: str | None = None
     """That of the weights when they were verified: what is summed must be what was verified."""
     waited: float = 0.0
@@ -115,7 +118,15 @@ class Failed(Frozen):
     reason: Reason
 
 
-Answer = Annotated[Updated | Declined | Failed, Field(discriminator="answer")]
+class LeftOut(Frozen):
+    """The silo's update is beyond the experiment's bounds. It stays out, and no other of the silo's is taken."""
+
+    answer: Literal["left-out"] = "left-out"
+    update: Updated
+    reason: Reason
+
+
+Answer = Annotated[Updated | LeftOut | Declined | Failed, Field(discriminator="answer")]
 
 
 # --- whom a round asks -------------------------------------------------------------------------------------------
@@ -135,7 +146,7 @@ class Draw(Frozen):
 
 
 class UpdateRecord(Frozen):
-    """One silo's update in a round that is over."""
+    """One silo's update in a round whose set is frozen."""
 
     silo: Name
     announcement: int
@@ -145,6 +156,7 @@ class UpdateRecord(Frozen):
     steps: Count
     seconds: float
     norm: float | None
+    change: Change | None = None
     etag: str | None = None
     waited: float = 0.0
     metrics: tuple[MetricNumber, ...]
@@ -167,9 +179,11 @@ class ClosedRound(Frozen):
     """What these were drawn from; None when everybody was asked."""
     updates: tuple[UpdateRecord, ...]
     others: Mapping[Name, Reason]
-    """What the silos without an update did: `declined: …`, `failed: …`, `had not answered`."""
+    """What the silos without an update did: `declined: …`, `failed: …`, `left out: …`, `had not answered`."""
+    left_out: tuple[UpdateRecord, ...] = ()
+    """Updates beyond the experiment's bounds, which are not in the sum; `others` says why."""
     metrics: tuple[PooledMetric, ...]
-    """Those of phase `received` describe the weights of the round before."""
+    """Those of phase `received` describe the weights of the round before; so who was left out has a say in them."""
 
 
 class RoundOutcome(StrEnum):
@@ -233,6 +247,8 @@ class Aggregating(Frozen):
     version: Literal[1] = 1
     run: Run
     closed: ClosedRound
+    judging: Collecting | None = None
+    """The round as it was, while its set is compared before it is summed: it is open again if too few are left."""
     pausing: bool = False
 
 

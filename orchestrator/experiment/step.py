@@ -1,7 +1,7 @@
 """The machine: `step(state, event, now) -> (state, effects)`, and `reconcile(state) -> effects`.
 
-This file only says who answers for an event; the rules are in `starting`, `collecting` and `rounds`. An event that
-changes nothing raises: `Duplicate` and `Stale` when it is over, `Poison` when it can never mean anything.
+This file only says who answers for an event; the rules are in `starting`, `collecting`, `judging` and `rounds`. An
+event that changes nothing raises: `Duplicate` and `Stale` when it is over, `Poison` when it can never mean anything.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import assert_never
 
 from messages.errors import Duplicate, Poison, Stale
 from messages.schemas import AggregateRound, DeadlinePassed, GraceOver
-from orchestrator.experiment import collecting, rounds, starting
+from orchestrator.experiment import collecting, judging, rounds, starting
 from orchestrator.experiment.announcing import ask, awaited, head_of
-from orchestrator.experiment.effects import Effects, PublishHead, RequestAggregation, ScheduleGrace
+from orchestrator.experiment.effects import Effects, PublishHead, ScheduleGrace
 from orchestrator.experiment.events import (
     AggregationFailed,
     CancelRequested,
@@ -28,9 +28,10 @@ from orchestrator.experiment.events import (
     TrainingBroke,
     UpdateCameLate,
     UpdateRejected,
+    UpdatesCompared,
     UpdateVerified,
 )
-from orchestrator.experiment.membership import members_after
+from orchestrator.experiment.membership import left, members_after
 from orchestrator.experiment.pace import was_late
 from orchestrator.experiment.state import (
     Aggregating,
@@ -47,7 +48,7 @@ Sent = UpdateVerified | UpdateRejected | RoundRefused | TrainingBroke | Deadline
 Summed = RoundAggregated | AggregationFailed
 
 
-def step(state: State | None, event: Event, now: datetime) -> tuple[State, Effects]:
+def step(state: State | None, event: Event, now: datetime) -> tuple[State, Effects]:  # noqa: PLR0912  # one per event
     """What follows from `event`. Raises Stale, Duplicate or Poison; then nothing has changed."""
     match event:
         case StartRequested():
@@ -70,6 +71,8 @@ def step(state: State | None, event: Event, now: datetime) -> tuple[State, Effec
             return _in_open_round(open_round_of(state, event.update.run, event.update.round), event, now)
         case UpdateRejected() | RoundRefused() | TrainingBroke() | DeadlinePassed() | GraceOver():
             return _in_open_round(open_round_of(state, event.run, event.round), event, now)
+        case UpdatesCompared():
+            return judging.updates_compared(aggregation_of(state, event.run, event.round), event, now)
         case RoundAggregated() | AggregationFailed():
             return _summed(aggregation_of(state, event.run, event.round), event, now)
         case _:
@@ -120,8 +123,7 @@ def reconcile(state: State | None) -> Effects:
                 ScheduleGrace(run=run, round=number, announcement=announcement, at=state.grace_until),
             )
         case Aggregating():
-            request = RequestAggregation(run=state.run.id, round=state.closed.round)
-            return (PublishHead(head=head_of(state)), request)
+            return (PublishHead(head=head_of(state)), rounds.request_for(state.closed))
         case Paused():
             return (PublishHead(head=head_of(state)),)
         case Ended() | Tombstone() | None:
@@ -138,7 +140,9 @@ def expected_in_work(state: State) -> frozenset[AggregateRound | DeadlinePassed 
             grace = GraceOver(run=run.id, round=number, announcement=announcement)
             return frozenset((deadline,) if state.grace_until is None else (deadline, grace))
         case Aggregating():
-            return frozenset((AggregateRound(run=state.run.id, round=state.closed.round),))
+            closed = state.closed
+            wanted = AggregateRound(run=closed.run, round=closed.round, announcement=closed.announcements)
+            return frozenset((wanted,))
         case Paused() | Ended() | Tombstone():
             return frozenset()
         case _:
@@ -158,6 +162,10 @@ def _members_seen(state: State | None, event: MembersSeen, now: datetime) -> tup
             return collecting.members_left(state.model_copy(update={"run": run}), event, now)
         case Paused(because=because) if because:
             return rounds.open_round(run, state.round, state.purpose, now)
+        case Aggregating(judging=Collecting() as opened):  # should it go on, who left has answered
+            gone = left(opened.model_copy(update={"run": run}), event)
+            opened = opened.model_copy(update={"answers": {**opened.answers, **dict(gone)}})
+            return state.model_copy(update={"run": run, "judging": opened}), ()
         case Aggregating() | Paused():
             return state.model_copy(update={"run": run}), ()
         case _:
@@ -169,6 +177,8 @@ def _late(live: Live | Ended, event: UpdateCameLate) -> State:
     match live:
         case Collecting() | Paused():
             current = live.round
+        case Aggregating(judging=Collecting(round=current)):  # it may be asked for again
+            pass
         case Aggregating():
             current = live.closed.round + 1
         case Ended():
@@ -198,7 +208,7 @@ def _in_open_round(state: Collecting, event: Sent, now: datetime) -> tuple[State
         case DeadlinePassed():
             return collecting.deadline_passed(state, event, now)
         case GraceOver():
-            return collecting.grace_over(state, now)
+            return collecting.grace_over(state, event, now)
         case _:
             assert_never(event)
 

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from messages import names
 from messages.codec import Message
-from messages.experiments import Quorum, Schedule, StartExperiment
+from messages.experiments import Checks, Quorum, Schedule, StartExperiment
 from messages.schemas import ConfusionMetric, Head, HistogramMetric
 from orchestrator import documents
 from orchestrator.documents import ExperimentDocument
@@ -42,8 +42,9 @@ _BY_HAND: Final[dict[type[BaseModel], dict[str, Any]]] = {
     HistogramMetric: {"positive": [0, 3], "negative": [4, 1], "count": 8},
     ConfusionMetric: {"matrix": [[4, 1], [0, 3]], "count": 8},
     Schedule: {"by_round": {"1": 0.5, "4": 0.125}},
-    Quorum: {"minimum": 1},
-    StartExperiment: {"silos": ["island", "north", "south"]},
+    Checks: {"max_norm_ratio": 5.0},
+    Quorum: {"minimum": 3},
+    StartExperiment: {"silos": ["coast", "harbour", "island", "mine", "north", "south"]},
 }
 
 

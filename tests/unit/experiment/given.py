@@ -25,6 +25,7 @@ from orchestrator.experiment.events import (
     StartRequested,
     TrainingBroke,
     UpdateRejected,
+    UpdatesCompared,
     UpdateVerified,
 )
 from orchestrator.experiment.state import Aggregating, Collecting, Ended, Paused, State
@@ -91,7 +92,7 @@ def update(silo: str, round_number: int = 1, *metrics: MetricReport, **changes: 
     """A silo's update for a round, verified."""
     purpose = changes.get("purpose", Purpose.TRAIN)
     payloads = {} if purpose is Purpose.EVALUATE else {"weights": weights(f"{silo}{round_number}")}
-    etags = changes.pop("etags", {})
+    etags, change = changes.pop("etags", {}), changes.pop("change", None)
     message = UpdatePublished.model_validate(
         {
             "run": RUN,
@@ -108,7 +109,8 @@ def update(silo: str, round_number: int = 1, *metrics: MetricReport, **changes: 
             **changes,
         }
     )
-    return UpdateVerified(silo=silo, update=message, norm=None if purpose is Purpose.EVALUATE else 2.0, etags=etags)
+    norm = None if purpose is Purpose.EVALUATE else 2.0
+    return UpdateVerified(silo=silo, update=message, norm=norm, change=change, etags=etags)
 
 
 def loss(value: float, count: int = 10) -> MeanMetric:
@@ -139,6 +141,11 @@ def deadline(round_number: int = 1, announcement: int = 1) -> DeadlinePassed:
 def grace(round_number: int = 1, announcement: int = 1) -> GraceOver:
     """The end of a grace."""
     return GraceOver(run=RUN, round=round_number, announcement=announcement)
+
+
+def compared(round_number: int = 1, announcement: int = 1, **cosines: float | None) -> UpdatesCompared:
+    """What came of comparing a frozen set."""
+    return UpdatesCompared(run=RUN, round=round_number, announcement=announcement, cosines=cosines)
 
 
 def aggregated(round_number: int = 1, besides: Mapping[str, Payload] | None = None) -> RoundAggregated:

@@ -406,7 +406,7 @@ def test_the_next_silo_is_asked_when_one_is_silent_and_both_may_answer() -> None
     _, effects = step(state, first("east"), T0)
     assert effects == (
         *dismissed("north", round_number=0),
-        RequestAggregation(run=RUN, round=0),
+        RequestAggregation(run=RUN, round=0, announcement=2),
         PublishHead(head=Head(run=RUN, round=0, announcement=2, phase="closed")),
     )
 

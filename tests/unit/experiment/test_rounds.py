@@ -216,6 +216,7 @@ def test_an_announcement_says_all_that_a_silo_needs() -> None:
         "roles": ["weights"],
         "hyperparameters": {"epochs": 3, "lr": 0.1},
         "strategy": "fedavg",
+        "checks": None,
         "share": ["*", "!head.*"],
         "silos": 3,
         "quorum": 2,
