@@ -89,10 +89,19 @@ def one_round(source, target):
         data = safetensors(values, name)
         (target / "update.safetensors").write_bytes(data)
         update = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    control = None
+    if "control" in asked["roles"]:
+        common = source / "control.safetensors"
+        values = struct.unpack("<2f", common.read_bytes()[-8:]) if common.exists() else (0.0, 0.0)
+        data = safetensors([value + 0.5 for value in values], name)
+        (target / "control.safetensors").write_bytes(data)
+        control = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     metric = {"name": "loss", "phase": "received", "kind": "mean", "count": 50, "value": 0.123456}
     unnamed = {**metric, "name": "CANARY_metric"}
     samples = 5 if do == "few" else 50
     report = {"schema_version": 1, "samples": samples, "steps": 3, "update": update, "metrics": [metric, unnamed]}
+    if control:
+        report["control"] = control
     (target / "report.new").write_text("{" if do == "nonsense" else json.dumps(report))
     (target / "report.new").replace(target / "report.json")
 
@@ -363,6 +372,14 @@ class Dying:
 
     def __exit__(self, *_: object) -> None:
         assert self.died.is_set(), "the point of the crash was never reached"
+
+
+def free_locks(world: World) -> None:
+    """As time does."""
+    queue = world.broker._queue(names.to_silo(HERE))
+    for message in list(queue.messages):
+        if message.locked_until is not None:
+            world.broker._unlock(queue, message)
 
 
 async def until(value: Callable[[], Awaitable[Any]], wanted: Any, within: float = 15.0) -> None:

@@ -20,7 +20,7 @@ from messages.schemas import Purpose
 from messages.transport.memory_bus import MemoryBus
 from silo_agent.egress import verify
 from silo_agent.home import HomeGone
-from tests.scenario.agent_world import HERE, RUN, Dying, World, payload, until, vector
+from tests.scenario.agent_world import HERE, RUN, Dying, World, free_locks, payload, until, vector
 
 
 @pytest.fixture
@@ -398,14 +398,6 @@ async def test_an_evaluation_is_published_once_too(world: World) -> None:
         await world.announce(3, Purpose.EVALUATE, announcement=2)
         assert await world.hear() == first
     assert len(world.ran()) == 1
-
-
-def free_locks(world: World) -> None:
-    """As time does."""
-    queue = world.broker._queue(names.to_silo(HERE))
-    for message in list(queue.messages):
-        if message.locked_until is not None:
-            world.broker._unlock(queue, message)
 
 
 async def test_a_round_that_failed_and_is_announced_again_counts_as_ended_no_more(world: World) -> None:

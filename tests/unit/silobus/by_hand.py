@@ -23,14 +23,20 @@ class RoundByHand:
     @property
     def report(self) -> dict[str, Any]:
         report: dict[str, Any] = json.loads((self.target / "report.json").read_text())
-        if report["update"]:  # an update that the report does not describe would be refused
-            update = (self.target / "update.safetensors").read_bytes()
-            assert report["update"] == {"sha256": hashlib.sha256(update).hexdigest(), "bytes": len(update)}
+        for name in ("update", "control"):  # what the report does not describe would be refused
+            if told := report.get(name):
+                data = (self.target / f"{name}.safetensors").read_bytes()
+                assert told == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         return report
 
     @property
     def update(self) -> dict[str, torch.Tensor]:
         return load_file(self.target / "update.safetensors")
+
+    @property
+    def change(self) -> dict[str, torch.Tensor]:
+        """Of the control variates."""
+        return load_file(self.target / "control.safetensors")
 
     @property
     def written(self) -> set[str]:
@@ -42,6 +48,7 @@ def make_round(
     purpose: str = "train",
     *,
     weights: Path | dict[str, torch.Tensor] | None = None,
+    control: Path | dict[str, torch.Tensor] | None = None,
     state: Path | None = None,
     **changes: Any,
 ) -> RoundByHand:
@@ -49,14 +56,16 @@ def make_round(
     made = RoundByHand(where / "in", where / "out")
     made.source.mkdir(parents=True)
     made.target.mkdir()
-    described = None
-    if weights is not None:
-        path = made.source / "weights.safetensors"
-        if isinstance(weights, Path):
-            shutil.copyfile(weights, path)
+    described: dict[str, dict[str, Any] | None] = {"weights": None, "control": None}
+    for role, tensors in (("weights", weights), ("control", control)):
+        if tensors is None:
+            continue
+        path = made.source / f"{role}.safetensors"
+        if isinstance(tensors, Path):
+            shutil.copyfile(tensors, path)
         else:
-            save_file(weights, path)
-        described = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+            save_file(tensors, path)
+        described[role] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     if state is not None:
         shutil.copytree(state, made.source / "state")
     else:
@@ -73,7 +82,8 @@ def make_round(
         "hyperparameters": {},
         "data": {},
         "seed": 7,
-        "weights": described,
+        "roles": {"initialise": ["weights"], "train": ["weights"]}.get(purpose, []),
+        **described,
     }
     (made.source / "round.json").write_text(json.dumps(asked | changes))
     for path in [made.source, *made.source.rglob("*")]:
