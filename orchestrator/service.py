@@ -183,7 +183,7 @@ class Orchestrator:
                 await retry_transient(partial(self._experiments.reconcile, experiment, standing), clock=self._clock)
             except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
                 _log.exception("experiment.not-reconciled", experiment=experiment)
-        await retry_transient(partial(self._sweeper.rearm, standing or ()), clock=self._clock)
+        await self._sweeper.rearm(standing or ())
 
     # --- operators -----------------------------------------------------------------------------------------------
 

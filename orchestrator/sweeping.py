@@ -22,6 +22,7 @@ from messages.errors import Forbidden, Poison, Stale
 from messages.experiments import HoldExperiment, ReleaseExperiment
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Outgoing, Store
+from messages.retry import retry_transient
 from messages.schemas import SweepRun
 from orchestrator.documents import Retained
 from orchestrator.experiment.state import Ended, Live, Tombstone
@@ -102,12 +103,15 @@ class Sweeper:
             await self._ask(run, f"{run}-sweep-released-{posted_at.isoformat()}")
 
     async def rearm(self, standing: Collection[object] = ()) -> None:
-        """Asks for a sweep of every run that may need one and has none in `standing`, which is what waits in `work`."""
+        """Asks for a sweep of every run that may need one and has none in `standing`, which is what waits in `work`.
+
+        Each is asked for until the bus has it: beginning again at the first would, with many runs, never end.
+        """
         now = self._clock.now()
-        for run in await self._documents.unswept():
-            if SweepRun(run=run) in standing:
-                continue
-            await self._ask(run, f"{run}-sweep-{now.isoformat()}")
+        for run in await retry_transient(self._documents.unswept, clock=self._clock):
+            if SweepRun(run=run) not in standing:
+                asking = partial(self._ask, run, f"{run}-sweep-{now.isoformat()}")
+                await retry_transient(asking, clock=self._clock)
 
     async def _go_through(self, said: Retained, silos: Iterable[str]) -> None:
         """Round by round, from where the last sweep ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import re
@@ -402,6 +403,22 @@ async def test_orchestrators_that_come_and_go_leave_one_sweep_waiting() -> None:
             await w.start()
             await rest()
         assert len(await w.waiting(names.WORK)) == before
+
+
+async def test_sweeps_of_many_runs_are_asked_for_once_each_over_a_bad_line() -> None:
+    async with world() as w:
+        runs = [f"exp-{n}_0000000{n}" for n in range(9)]
+        for run in runs:
+            await w.store.create(names.STATE, names.run_blob(run), b"{}")
+        process = await w.start()
+        before = len(await w.waiting(names.WORK))
+        for calls in range(2, 30, 4):  # each sending but the first of these fails once
+            process.trouble.in_calls(calls, "refuse")
+
+        rearming = asyncio.create_task(process.orchestrator.reconcile())
+        await w.clock.until(rearming.done)
+        asked = [d.correlation_id for d in (await w.waiting(names.WORK))[before:] if d.subject == "sweep-run"]
+        assert sorted(asked) == runs
 
 
 async def test_a_silo_whose_container_is_closed_to_us_does_not_hold_up_the_others() -> None:
