@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
 TOOLS := dist/tools
 
-.PHONY: help demo test check guards crash-points lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite install clean
+.PHONY: help demo test check guards crash-points lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite peers install clean
 .DELETE_ON_ERROR:
 
 help:            ## This list
@@ -67,6 +67,9 @@ soak: $(STAMP)   ## The embedded Service Bus killed 100 times under load
 sdk-suite: $(STAMP) ## The Azure SDK's own queue tests, downloaded, against the embedded Service Bus
 	$(BIN)/python -m tests.sdk_suite
 
+peers: $(STAMP)  ## Flower and NVIDIA FLARE, each in an environment of its own in .peers, for benchmarks.peers
+	$(BIN)/python -m benchmarks.peers.environments
+
 schema: $(STAMP) ## Writes docs/schemas/messages.json from the code
 	$(BIN)/silobus schema --write
 
@@ -109,5 +112,5 @@ constraints:     ## Writes constraints.txt from what is installed now
 	mv constraints.new constraints.txt
 
 clean:           ## Removes the environment and everything that was built
-	rm -rf .venv .azurite .silobus dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .azurite .peers .silobus dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

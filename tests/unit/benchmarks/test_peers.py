@@ -1,0 +1,138 @@
+"""benchmarks.peers without any peer: the table, what a server wrote down, whose process is whose, and its end."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.peers import equality, flare, flower, marks, processes
+from benchmarks.peers.equality import CASES, Difference
+from benchmarks.peers.marks import Marks
+from benchmarks.peers.table import Outcome, Point, as_json, ratio, rows, text
+
+SMALL = Point(3, 1, 5)
+LARGE = Point(3, 64, 5)
+
+
+def outcome(who: str, point: Point = SMALL, round_s: float | None = 0.2, problem: str | None = None) -> Outcome:
+    return Outcome(who, "1.0", point, round_s, round_s, 100.4, 50.6, problem)
+
+
+def test_each_point_is_one_line_with_ours_first_and_how_many_times_longer_the_others_take() -> None:
+    found = rows([outcome("nvflare", round_s=2.5), outcome("flwr", round_s=6.0), outcome("silobus")])
+
+    assert found[0][:7] == ["silos", "MB", "silobus s", "flwr s", "nvflare s", "flwr times", "nvflare times"]
+    assert found[1:] == [["3", "1", "0.20", "6.00", "2.50", "30.0", "12.5", "100", "100", "100", "51", "51", "51"]]
+
+
+def test_a_point_without_a_result_has_no_ratio_and_its_reason_below_the_table() -> None:
+    outcomes = [
+        outcome("silobus"),
+        outcome("flwr", round_s=None, problem="ended 0 of 7 rounds: given up after 900 s"),
+        outcome("silobus", LARGE, 1.0),
+    ]
+
+    table = text(outcomes).splitlines()
+
+    assert [line.split()[:4] for line in table[1:3]] == [["3", "1", "0.20", "none"], ["3", "64", "1.00", "100"]]
+    assert table[3:] == ["flwr with 3 silos, 1 MB: ended 0 of 7 rounds: given up after 900 s"]
+    assert ratio(outcomes[1], outcomes[0]) is None
+    assert [row["times"] for row in as_json(outcomes)] == [1.0, None, 1.0]
+
+
+def test_a_peer_that_is_measured_alone_is_compared_with_nothing() -> None:
+    assert "times" not in " ".join(rows([outcome("flwr")])[0])
+    assert as_json([outcome("flwr")])[0]["times"] is None
+
+
+def test_the_first_two_rounds_do_not_count() -> None:
+    assert Marks([0, 100, 200, 201, 203, 206], wrong=0.0).median() == 2
+
+
+def test_what_a_server_has_not_finished_writing_is_left_for_later(tmp_path: Path) -> None:
+    path = tmp_path / "marks.jsonl"
+    assert marks.read(path) == Marks([])
+
+    path.write_text('{"at": 1.5, "round": 0}\n{"at": 2.5, "round": 1}\n{"at": 2.6, "wro')
+    assert marks.read(path) == Marks([1.5, 2.5])
+
+    path.write_text('{"at": 1.5, "round": 0}\n{"at": 2.5, "round": 1}\n{"at": 2.6, "wrong": 0.25}\n')
+    assert marks.read(path) == Marks([1.5, 2.5], 0.25)
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        (Marks([0.0, 1.0, 2.0]), "ended 2 of 7 rounds"),
+        (Marks([]), "ended 0 of 7 rounds"),
+        (Marks([0.0, 1.0], wrong=1.0), "the weights are wrong by 1"),
+        (Marks([0.0, 1.0], wrong=float("nan")), "the weights are wrong by nan"),
+        (Marks([0.0, 1.0], wrong=0.0001), None),
+    ],
+)
+def test_only_right_weights_after_the_last_round_are_a_result(found: Marks, problem: str | None) -> None:
+    assert found.problem(7) == problem
+
+
+def test_whose_process_it_is_follows_from_its_command() -> None:
+    assert flower.role("/x/bin/python /x/bin/flower-superlink --insecure --port 9000 ") == "server"
+    assert flower.role("/x/bin/python /x/bin/flower-supernode --superlink 127.0.0.1:9000 --port 9001 ") == "client-9001"
+    assert flower.role("/x/bin/python /x/bin/flwr-clientapp --token t ") is None
+    assert (
+        flare.role("python3 -u -m nvflare.private.fed.app.server.server_train -m /w/bench/prod_00/server ") == "server"
+    )
+    assert flare.role("bash /w/bench/prod_00/site-12/startup/sub_start.sh ") == "client-12"
+    assert flare.role("python3 flare_job.py 3 8 ") is None
+
+
+def test_every_process_with_the_mark_is_counted_and_ended_also_one_that_will_not_go() -> None:
+    script = 'trap "" TERM; (trap "" TERM; exec sleep 60) & echo; wait'
+    with subprocess.Popen(
+        ["sh", "-c", script],
+        env={processes.MARK: "for-test", "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as shell:
+        try:
+            assert shell.stdout is not None
+            shell.stdout.readline()
+            watch = processes.Watch("for-test", lambda command: "server" if command.startswith("sh ") else None)
+            watch.look()
+
+            assert len(processes.marked("for-test")) == 2
+            assert watch.peak("server") > 0
+            assert watch.peak("client") == 0
+        finally:
+            processes.end("for-test", patience=0.0)
+        assert not processes.marked("for-test")
+
+
+def test_models_differ_by_their_worst_tensor() -> None:
+    theirs = {"a": np.array([100.0, 1.0]), "b": np.array(2.0), "none": np.zeros((0, 3))}
+    ours = {"a": np.array([101.0, 1.0]), "b": np.array(2.5), "none": np.zeros((0, 3))}
+
+    assert equality.difference(ours, theirs) == Difference(1.0, 0.25)
+    with pytest.raises(ValueError, match="same tensors"):
+        equality.difference({"a": ours["a"]}, theirs)
+
+
+def test_a_pair_that_should_be_equal_and_is_not_is_told() -> None:
+    case = next(case for case in CASES if case.name == "fedavg")
+
+    assert equality.line(case, Difference(0.0, 1e-13))["verdict"] == "equal"
+    assert equality.line(case, Difference(0.0, 1e-9))["verdict"] == "NOT EQUAL"
+    assert equality.line(replace(case, dtype="float32"), Difference(0.0, 1e-7))["verdict"] == "equal"
+    assert equality.line(replace(case, equal=False), Difference(0.0, 1.0))["verdict"] == "differs"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ours_goes_through_every_case_with_the_options_that_it_names(case: equality.Case) -> None:
+    base, _ = equality.updates(case)
+    models = list(equality.ours(case))
+
+    assert len(models) == equality.ROUNDS
+    assert all(np.any(models[0][name] != base[name]) for name in ("matrix", "vector"))
