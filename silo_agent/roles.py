@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, assert_never
 
-from messages.safetensors_layout import FLOATING, Layout
+from messages.safetensors_layout import Layout
 from messages.schemas import Purpose, Role, RoundAnnounced
 
 
@@ -48,7 +48,7 @@ def layout_given(role: Role, weights: Layout) -> Layout:
         case "weights":
             return weights
         case "control":
-            return Layout.of((s.name, "F32", s.shape) for s in weights.tensors if s.dtype in FLOATING)
+            return weights.floating()
         case _:
             assert_never(role)
 
