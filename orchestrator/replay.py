@@ -8,7 +8,7 @@ checked before, so that the first thing that is not as it was is the one that is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +21,7 @@ from messages.schemas import Payload, Purpose
 from messages.weights import Scan, layout_of, scan_blob, verify
 from orchestrator.blobs import Weights
 from orchestrator.documents import Retained
-from orchestrator.experiment.state import Aggregating, Model, RoundOutcome, RoundRecord, Run, UpdateRecord
+from orchestrator.experiment.state import Aggregating, Besides, Model, RoundOutcome, RoundRecord, Run, UpdateRecord
 from orchestrator.store import Documents
 
 _PIECE: Final = 4 << 20
@@ -89,20 +89,23 @@ class Replay:
             return Replayed(number, Verdict.NOT_SUMMED, f"it was {record.outcome.value}")
         recorded, updates = record.model.sha256, len(record.updates)
         try:
-            recomputed, tensor = await self._recompute(record, record.model)
+            recomputed, tensor, besides = await self._recompute(record, record.model)
         except (NotFound, Conflict) as missing:
             said, _ = await self._documents.retained(self._run.id)  # it may have been swept meanwhile
             verdict, why = _absence(said, record, missing)
             return Replayed(number, verdict, why, recorded, updates=updates)
         except (InvalidWeights, Poison, _Differs) as wrong:
             return Replayed(number, Verdict.DIFFERENT, str(wrong), recorded, updates=updates)
+        if besides is not None:
+            return Replayed(number, Verdict.DIFFERENT, besides, recorded, recomputed, tensor, updates)
         if recomputed == recorded and tensor is None:
             return Replayed(number, Verdict.SAME, None, recorded, recomputed, updates=updates)
         why = f"the updates make {recomputed}" if recomputed != recorded else "the stored weights are not those"
         return Replayed(number, Verdict.DIFFERENT, why, recorded, recomputed, tensor, updates)
 
-    async def _recompute(self, record: RoundRecord, made: Payload) -> tuple[str, str | None]:
-        """The digest of what the updates make, and the first tensor that is stored differently."""
+    async def _recompute(self, record: RoundRecord, made: Payload) -> tuple[str, str | None, str | None]:
+        """The digest of what the updates make, the first tensor that is stored differently, and what is wrong with what
+        was made besides the weights."""
         updates = [await self._checked(update, record.round) for update in record.updates]
         base = None if record.purpose is Purpose.INITIALISE else await self._base(record.round - 1)
         run = self._run.model_copy(update={"model": base})
@@ -111,17 +114,43 @@ class Replay:
             target = directory / "replayed.safetensors"
             files = await self._weights.summed(state, target)
             _, scan = files["weights"]
-            return scan.sha256, await self._first_difference(record.round, made, target, scan)
+            besides = {name: scan for name, (_, scan) in files.items() if name != "weights"}
+            wrong = await self._besides(record, {name: scan.sha256 for name, scan in besides.items()})
+            return scan.sha256, await self._first_difference(record.round, made, target, scan), wrong
+
+    async def _besides(self, record: RoundRecord, made: Mapping[str, str]) -> str | None:
+        """What is not as the record says of what the round made besides the weights; None when all is."""
+        recorded = {name: payload.sha256 for name, payload in record.besides.items()}
+        for name in sorted({*recorded, *made}):
+            if recorded.get(name) != made.get(name):
+                return f"the updates make {name} {made.get(name)}, and the record says {recorded.get(name)}"
+        said, _ = await self._documents.retained(self._run.id)
+        if not said.dooms_weights(record.round):
+            for name, payload in record.besides.items():
+                await self._stored(names.GLOBAL, record.round, payload, f"the stored {name}")
+        return None
 
     async def _checked(self, update: UpdateRecord, number: int) -> UpdateRecord:
         """The update, if it is still what was counted; pinned to what was read now."""
         if update.payload is None:
             raise _Differs(f"the record names no weights of {update.silo}")
-        sha256 = update.payload.sha256
-        reader = await self._store.open(names.updates_of(update.silo), names.weights_blob(self._run.id, number, sha256))
+        container = names.updates_of(update.silo)
+        etag = await self._stored(container, number, update.payload, f"the update of {update.silo}")
+        besides = {
+            role: Besides(
+                payload=one.payload,
+                etag=await self._stored(container, number, one.payload, f"the {role} of {update.silo}"),
+            )
+            for role, one in update.besides.items()
+        }
+        return update.model_copy(update={"etag": etag, "besides": besides})
+
+    async def _stored(self, container: str, number: int, payload: Payload, what: str) -> str:
+        """The ETag of a blob of a round, which is what its payload says. Raises _Differs, NotFound."""
+        reader = await self._store.open(container, names.weights_blob(self._run.id, number, payload.sha256))
         try:
-            await _is(reader, sha256, update.payload.bytes, f"the update of {update.silo}")
-            return update.model_copy(update={"etag": reader.etag})
+            await _is(reader, payload.sha256, payload.bytes, what)
+            return reader.etag
         finally:
             await reader.close()
 
@@ -141,7 +170,12 @@ class Replay:
             scan = await _is(reader, sha256, size, f"the weights of round {number}, which it began with,")
         finally:
             await reader.close()
-        return Model(round=number, payload=Payload(sha256=sha256, bytes=size, layout=scan.layout.digest))
+        payload = Payload(sha256=sha256, bytes=size, layout=scan.layout.digest)
+        if record is None:
+            return Model(round=number, payload=payload)
+        for name, one in record.besides.items():
+            await self._stored(names.GLOBAL, number, one, f"the {name} of round {number}, which it began with,")
+        return Model(round=number, payload=payload, besides=record.besides)
 
     async def _first_difference(self, number: int, made: Payload, target: Path, scan: Scan) -> str | None:
         """The first tensor in which the stored weights differ; None when none does, or they were let go."""

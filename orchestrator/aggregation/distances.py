@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Wide = np.ndarray[Any, np.dtype[np.float64]]
 GRAM_BLOCK: Final = 1 << 13
 """Numbers multiplied at a time, counted from a tensor's first: so where chunks are cut does not change a bit."""
-_GREATEST: Final = 1e140
+GREATEST: Final = 1e140
 """Float64 numbers beyond it count as this: so no product, and no sum of them, is infinite."""
 
 
@@ -81,7 +81,7 @@ class Gram:
             if base is not None:
                 rows -= base[start:stop].astype(np.float64)
             if clips:
-                np.clip(rows, -_GREATEST, _GREATEST, out=rows)
+                np.clip(rows, -GREATEST, GREATEST, out=rows)
             self._total += rows @ rows.T
 
     def distances(self) -> Distances:

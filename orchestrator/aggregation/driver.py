@@ -208,11 +208,12 @@ def _finish(round_: _Round, writers: Mapping[str | None, Writer], target: Path) 
     for name, writer in writers.items():
         scan = writer.scan()
         if scan.first_not_finite is not None:
-            tensor, what = scan.first_not_finite, "sum" if name is None else f"{name} after"
+            tensor = scan.first_not_finite
+            what = f"The sum of {len(round_.updates)} updates" if name is None else f"The strategy's {name}"
             raise InvalidWeights(
                 WeightsFault.NOT_FINITE,
-                f"The {what} of {len(round_.updates)} updates is not finite in tensor {tensor}: "
-                f"a number does not fit into {writer.layout.by_name[tensor].dtype}.",
+                f"{what} is not finite in tensor {tensor}: a number does not fit into "
+                f"{writer.layout.by_name[tensor].dtype}.",
             )
     scans: dict[str | None, Scan] = {}
     try:

@@ -22,7 +22,7 @@ from typing import Final, Self
 import numpy as np
 
 from messages.errors import Poison
-from orchestrator.aggregation.distances import to_24_bits
+from orchestrator.aggregation.distances import GREATEST, to_24_bits
 from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategy import Cohort, Facts, Shares
 
@@ -84,7 +84,7 @@ class Weighing:
             return shares
         norms = cohort.measured.norms
         bound = self.clip if self.clip is not None else float(np.median(norms)) * (self.clip_factor or 0.0)
-        factors = [1.0 if norm <= bound else to_24_bits(bound / norm) for norm in norms.tolist()]
+        factors = [_factor(norm, bound) for norm in norms.tolist()]
         return shares.scaled([share * factor for share, factor in zip(shares.floats, factors, strict=True)])
 
     def _given(self, facts: Sequence[Facts]) -> tuple[int, ...]:
@@ -97,6 +97,12 @@ class Weighing:
         fractions = [Fraction(given[fact.silo]) for fact in facts]
         common = math.lcm(*(fraction.denominator for fraction in fractions))
         return tuple(int(fraction * common) for fraction in fractions)
+
+
+def _factor(norm: float, bound: float) -> float:
+    if norm >= GREATEST:  # how long it really is, is not known: no factor would be small enough for sure
+        return 0.0
+    return 1.0 if norm <= bound else to_24_bits(bound / norm)
 
 
 BY_SAMPLES: Final = Weighing()

@@ -6,7 +6,7 @@ beginning at the mean Σ pᵢ wᵢ. Holds while silos that count less than half 
 
 Every z is Σ αⱼ wⱼ with Σ αⱼ = 1. So is the next one, with α proportional to β, and for β only the distances ‖wᵢ − z‖
 are needed: those follow from α and the inner products of the updates (`distances`). So the iteration runs on n numbers
-to its end (until α moves by less than 1e-12, or `iterations` are done), and updates are read once for the products and
+to its end (no αᵢ moves by 1e-10 of itself, or `iterations` are done), and updates are read once for the products and
 once for the last mean. Shares have 24 bits, which puts the result at most 6e-8 Σ αᵢ ‖wᵢ − w‖ from the iteration's.
 
 Options: `smoothing` (ν, 1e-6), `iterations` (at most, 1000), `weighting` (what pᵢ is; `uniform` unless it is given:
@@ -16,7 +16,7 @@ samples are what a liar says of itself). Integers: see `integers`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from orchestrator.aggregation.distances import Distances, Wide, to_24_bits
 from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategy import Cohort, Shares, Strategy
 from orchestrator.aggregation.weighing import UNIFORMLY, Weighing, Weighting
+
+_NOTHING: Final = 1e-100
+"""Shares below count as 0: they are those of float64 numbers so huge that their distances are only bounded below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def weiszfeld(distances: Distances, weights: Wide, smoothing: float, iterations:
     for _ in range(iterations):
         closeness = weights / np.maximum(smoothing, distances.to_mean(shares))
         before, shares = shares, closeness / closeness.sum()
-        if np.abs(shares - before).sum() < 1e-12:
+        # Of itself: the share of what is 1e30 away is 1e-30 in the end, and far too large as long as it is 1e-20.
+        if (np.abs(shares - before) <= 1e-10 * shares).all():
             break
-    return shares
+    return np.where(shares < _NOTHING, 0.0, shares)
