@@ -121,6 +121,8 @@ class ModelSilo:
             payloads["weights"] = Payload(
                 sha256=sha256, bytes=len(data), form=asked.transfer.form, layout=parse_layout(data, len(data)).digest
             )
+            if "control" in asked.roles:
+                payloads["control"] = await self._control(asked)
         update = UpdatePublished.model_validate(
             {
                 "run": asked.run,
@@ -174,6 +176,16 @@ class ModelSilo:
         received = load((await self.store.read(names.GLOBAL, name)).data)["w"]
         trained: np.ndarray[Any, np.dtype[np.float32]] = received + np.float32(self.constant)
         return np.full(4, self.constant, np.float32) if asked.transfer.form == "delta" else trained
+
+    async def _control(self, asked: RoundAnnounced) -> Payload:
+        """The change of its control variate: always its constant."""
+        data = save({"w": np.full(4, self.constant, np.float32)})
+        sha256 = hashlib.sha256(data).hexdigest()
+        with contextlib.suppress(AlreadyExists):
+            await self.store.create(
+                names.updates_of(self.name), names.weights_blob(asked.run, asked.round, sha256), data
+            )
+        return Payload(sha256=sha256, bytes=len(data), form="delta", layout=parse_layout(data, len(data)).digest)
 
     async def hello(self) -> None:
         """A new instance of the agent starts."""
