@@ -42,7 +42,8 @@ SILOS = [silo.name for silo in THREE[:2]]
 NORTH = SILOS[0]
 TRAINING = "training"
 """The container of north's datastore, as the templates call it."""
-PATIENCE = 40
+PATIENCE = 90
+"""Seconds for what must come."""
 
 
 class World(Federation):
@@ -134,18 +135,24 @@ class World(Federation):
                 await asyncio.sleep(0.05)
         await store.close()
 
-    async def bury(self, queue: str) -> int:
-        """A dead letter; its number."""
+    async def bury(self) -> Mapping[str, int]:
+        """A dead letter in each queue; their numbers."""
         key = connection_string(self.port, TEST, self.keys[TEST])
         bus = ServiceBus.from_connection_string(key, **client_options())
-        await bus.send(queue, Outgoing(body=b'{"kind": "nonsense"}', message_id=f"bad-{queue}", subject="nonsense"))
-        while (delivery := await bus.receive(queue, wait=1)) and delivery.subject != "nonsense":
-            await bus.complete(delivery)
-        assert delivery is not None
-        await bus.dead_letter(delivery, reason="bad", description="Not good.")
-        [letter] = await bus.peek(names.dead_letters_of(queue), count=10)
+
+        async def buried(queue: str) -> int:
+            await bus.send(queue, Outgoing(body=b'{"kind": "nonsense"}', message_id=f"bad-{queue}", subject="nonsense"))
+            while (delivery := await bus.receive(queue, wait=1)) and delivery.subject != "nonsense":
+                await bus.complete(delivery)
+            assert delivery is not None
+            await bus.dead_letter(delivery, reason="bad", description="Not good.")
+            [letter] = await bus.peek(names.dead_letters_of(queue), count=10)
+            return letter.sequence_number
+
+        queues = names.queues(SILOS)
+        numbers = await asyncio.gather(*map(buried, queues))
         await bus.close()
-        return letter.sequence_number
+        return dict(zip(queues, numbers, strict=True))
 
 
 async def all_said_hello(documents: Documents) -> bool:
@@ -207,12 +214,11 @@ async def _run(world: World, folder: Path) -> None:
 
 async def _look_after(world: World, folder: Path) -> None:
     """What operators do besides."""
-    for queue in names.queues(SILOS):
-        number = await world.bury(queue)
-        await world.silobus("dead-letters", "list", queue)
+    buried = await world.bury()
+    await world.silobus("queues")
+    for queue, number in buried.items():
         what = "discard" if queue.startswith("from-") else "replay"
         await world.silobus("dead-letters", what, queue, number)
-    await world.silobus("queues")
     await world.silobus("status")
     await world.silobus("model", "exp", "-o", folder / "m.safetensors")
 
