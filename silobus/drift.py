@@ -59,7 +59,7 @@ class Control:
             else:
                 parameter.grad.add_(correction)
 
-    def write(self, model: Model, steps: int, lr: float, told: Path, kept: Path) -> Written:
+    def write(self, model: Model, steps: int, lr: float, told: Path, kept: Path, *, hashes: bool) -> Written:
         """Writes Δcᵢ, which goes out, and cᵢ⁺, which stays; float32, one tensor in memory at a time.
 
         Δcᵢ has every floating tensor that is shared: those that were not trained by gradients, such as running
@@ -67,12 +67,12 @@ class Control:
         """
         floating = [tensor for tensor in model.shared if tensor.code in FLOATS]
         named = [(name, tensor) for tensor in floating for name in tensor.names_in(self._received)]
-        written = write_tensors(
-            told, [Entry(name, "F32", t.shape, self._change(name, t, steps * lr)) for name, t in named]
-        )
-        changes = TensorFile(told)
+        changes = [Entry(name, "F32", t.shape, self._change(name, t, steps * lr)) for name, t in named]
+        written = write_tensors(told, changes, hashes=hashes)
         own = {t.names_in(self._received)[0]: t for t in floating if not self._trained.isdisjoint(t.names)}
-        write_tensors(kept, [Entry(name, "F32", t.shape, self._renewed(name, t, changes)) for name, t in own.items()])
+        file = TensorFile(told)
+        renewed = [Entry(name, "F32", t.shape, self._renewed(name, t, file)) for name, t in own.items()]
+        write_tensors(kept, renewed, hashes=False)
         return written
 
     def _change(self, name: str, tensor: Tensor, moved_by: float) -> Callable[[], Any]:

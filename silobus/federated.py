@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class FederatedRound(Round):
         *,
         defaults: Mapping[str, Any],
         writes: bool,
-        verifies: bool = True,
+        hashes: bool = True,
         origins: Origins | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,13 +64,14 @@ class FederatedRound(Round):
         self._source = source
         self._target = target
         self._writes = writes
+        self._hashes = hashes
         self._origins = origins
         if (asked["purpose"] == "initialise") != (asked["weights"] is None):
             how = "with" if asked["weights"] else "without"
             raise ValueError(f"round.json: a round to {asked['purpose']} comes {how} weights")
-        self._received = _given(source / "weights.safetensors", asked["weights"], verifies)
+        self._received = _given(source / "weights.safetensors", asked["weights"], hashes)
         self._wants_control = "control" in asked.get("roles", ())
-        self._common = _given(source / CONTROL, asked.get("control"), verifies)
+        self._common = _given(source / CONTROL, asked.get("control"), hashes)
         self._near: Proximal | None = None
         self._control: Control | None = None
         self._update: Written | None = None
@@ -89,7 +89,7 @@ class FederatedRound(Round):
                 raise RuntimeError("this process has run other rounds: its model is no longer as first constructed")
             if self._writes:
                 # As the model has it, whole: these become the weights that everyone starts from.
-                self._update = write_update(self._target / "update.safetensors", mine, None)
+                self._update = write_update(self._target / "update.safetensors", mine, None, hashes=self._hashes)
             return
         original = self._origins.first("model", lambda: copy_private(mine)) if self._origins else None
         kept = self._source / "state" / PRIVATE
@@ -143,6 +143,7 @@ class FederatedRound(Round):
             self._target / "update.safetensors",
             mine,
             self._received,
+            hashes=self._hashes,
             form=transfer["form"],
             dtype=transfer["dtype"],
         )
@@ -150,7 +151,8 @@ class FederatedRound(Round):
         if mine.private:
             write_private(_made(state) / PRIVATE, mine)
         if self._control is not None and lr is not None:
-            self._change = self._control.write(mine, steps, lr, self._target / CONTROL, _made(state) / CONTROL)
+            told, kept = self._target / CONTROL, _made(state) / CONTROL
+            self._change = self._control.write(mine, steps, lr, told, kept, hashes=self._hashes)
 
     def _finish(self) -> None:
         if not self._writes:
@@ -168,8 +170,8 @@ class FederatedRound(Round):
                 "schema_version": 1,
                 "samples": samples,
                 "steps": steps,
-                "update": asdict(self._update) if self._update else None,
-                **({"control": asdict(self._change)} if self._change else {}),
+                "update": self._update.report() if self._update else None,
+                **({"control": self._change.report()} if self._change else {}),
                 "metrics": [metric.report(name, phase) for (name, phase), metric in self._metrics.items()],
             },
         )
@@ -193,11 +195,11 @@ class SignOfLife:
             write_json(self._path, {"steps": self._steps}, durable=False)
 
 
-def _given(path: Path, expected: Mapping[str, Any] | None, verifies: bool) -> TensorFile | None:
+def _given(path: Path, expected: Mapping[str, Any] | None, hashes: bool) -> TensorFile | None:
     """A file of the input, if it is the one that was announced; None when none was."""
     if expected is None:
         return None
-    if path.stat().st_size != expected["bytes"] or (verifies and sha256_of(path) != expected["sha256"]):
+    if path.stat().st_size != expected["bytes"] or (hashes and sha256_of(path) != expected["sha256"]):
         raise ValueError(f"{path} is not the file that round.json describes: its size or digest differs")
     return TensorFile(path)
 

@@ -1,7 +1,7 @@
 """Files of a round: safetensors read and written one tensor at a time, and JSON that is there whole or not at all.
 
-Memory is one tensor, whatever the size of the model, and the digest is made while writing. Here is no knowledge of
-models, rounds or what the names mean.
+Memory is one tensor, whatever the size of the model, and a digest, where one is wanted, is made while writing. Here is
+no knowledge of models, rounds or what the names mean.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    sha256: str
     bytes: int
+    sha256: str | None
+
+    def report(self) -> dict[str, Any]:
+        return {"bytes": self.bytes} if self.sha256 is None else {"bytes": self.bytes, "sha256": self.sha256}
 
 
-def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
+def write_tensors(path: Path, entries: Iterable[Entry], *, hashes: bool) -> Written:
     """Write a safetensors file and make it durable. The same tensors give the same bytes, in whatever order."""
     ordered = sorted(entries, key=lambda entry: (-DTYPES[entry.code][1], entry.name))
     header: dict[str, Any] = {}
@@ -58,19 +61,22 @@ def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
         header[entry.name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": (start, end)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in (struct.pack("<Q", len(text)), text):
+    digest = hashlib.sha256() if hashes else None
+
+    def put(piece: Any) -> None:
+        if digest is not None:
             digest.update(piece)
-            file.write(piece)
+        file.write(piece)
+
+    with path.open("wb") as file:
+        put(struct.pack("<Q", len(text)) + text)
         for entry in ordered:
             raw = memoryview(entry.raw()).cast("B")
             if raw.nbytes != entry.size:
                 raise ValueError(f"tensor {entry.name!r} changed while it was written")
-            digest.update(raw)
-            file.write(raw)
+            put(raw)
         _make_durable(file)
-    return Written(digest.hexdigest(), 8 + len(text) + end)
+    return Written(8 + len(text) + end, digest.hexdigest() if digest is not None else None)
 
 
 class TensorFile:

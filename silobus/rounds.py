@@ -35,15 +35,15 @@ def rounds(
     if source is not None and target is not None:
         if socket is not None:
             Channel(socket)  # for its watch alone
-        # An agent on this machine has just verified what it hands out, read-only: not every rank does so again.
-        verifies = socket is None
-        rnd = FederatedRound(Path(source), Path(target), defaults=defaults, writes=rank == 0, verifies=verifies)
+        # An agent on this machine has just verified what it hands out, read-only, and verifies what it is given.
+        hashes = socket is None
+        rnd = FederatedRound(Path(source), Path(target), defaults=defaults, writes=rank == 0, hashes=hashes)
         yield rnd
         rnd.finish()
     elif socket is not None:
         origins = Origins()
         for into, out in Channel(socket).rounds(rank=rank, world_size=world_size):
-            rnd = FederatedRound(into, out, defaults=defaults, writes=rank == 0, verifies=False, origins=origins)
+            rnd = FederatedRound(into, out, defaults=defaults, writes=rank == 0, hashes=False, origins=origins)
             yield rnd
             rnd.finish()
     else:

@@ -122,11 +122,17 @@ def copy_private(model: Model) -> dict[str, Any]:
 
 
 def write_private(path: Path, model: Model) -> None:
-    write_tensors(path, [_entry(tensor.names[0], tensor, tensor.code) for tensor in model.private])
+    write_tensors(path, [_entry(tensor.names[0], tensor, tensor.code) for tensor in model.private], hashes=False)
 
 
 def write_update(
-    path: Path, model: Model, received: TensorFile | None, *, form: str = "weights", dtype: str | None = None
+    path: Path,
+    model: Model,
+    received: TensorFile | None,
+    *,
+    hashes: bool,
+    form: str = "weights",
+    dtype: str | None = None,
 ) -> Written:
     """Write the shared tensors, or how they differ from those received, under the names those came with."""
     entries: list[Entry] = []
@@ -137,7 +143,7 @@ def write_update(
         code = CODES[dtype] if dtype and floating else tensor.code
         base = received if form == "delta" and floating else None
         entries.extend(_entry(name, tensor, code, base) for name in tensor.names_in(received))
-    return write_tensors(path, entries)
+    return write_tensors(path, entries, hashes=hashes)
 
 
 def _entry(name: str, tensor: Tensor, code: str, base: TensorFile | None = None) -> Entry:

@@ -42,10 +42,11 @@ def left(tmp_path: Path, content: dict[str, str], told: dict[str, Any] | None = 
 
 
 async def test_what_the_process_wrote_is_taken(files: Files, tmp_path: Path) -> None:
-    left(tmp_path, {"update.safetensors": "u", "state/a/b.json": "s", "other.txt": "not of the contract"})
+    payloads = {"update.safetensors": "u", "control.safetensors": "c"}
+    left(tmp_path, {**payloads, "state/a/b.json": "s", "other.txt": "not of the contract"})
     await files.take(RESULT, tmp_path / "out")
     taken = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert taken == {"update.safetensors", "state/a/b.json", "report.json"}
+    assert taken == {*payloads, "state/a/b.json", "report.json"}
     assert await files.has_report(RESULT)
     assert [(one.status, one.printed) for one in await files.left(RESULT)] == [(0, b"printed")]
 

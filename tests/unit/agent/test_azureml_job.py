@@ -37,13 +37,22 @@ def told(node: Path, rank: int = 0) -> dict[str, object]:
 
 def test_a_job_that_begins_again_leaves_nothing_of_before(node: Path) -> None:
     """AzureML itself puts a job that was preempted back into its queue."""
-    for name in ("report.json", "update.safetensors", "state/old", "ranks/1.json"):
+    for name in ("report.json", "update.safetensors", "control.safetensors", "state/old", "ranks/1.json"):
         (node / "result" / name).parent.mkdir(parents=True, exist_ok=True)
         (node / "result" / name).write_text("of before")
     assert launched(node, "false") == 1
     left = sorted(p.relative_to(node / "result").as_posix() for p in (node / "result").rglob("*") if p.is_file())
     assert left == ["ranks/0.json", "ranks/0.txt"]
     assert told(node)["status"] == 1
+
+
+def test_everything_that_the_agent_gave_is_there(node: Path) -> None:
+    (node / "round" / "state").mkdir()
+    given = ("weights.safetensors", "control.safetensors", "state/control.safetensors")
+    for name in given:
+        (node / "round" / name).write_text(name)
+    reads = "".join(f"; assert (pathlib.Path(os.environ['SILOBUS_INPUT']) / {n!r}).read_text() == {n!r}" for n in given)
+    assert launched(node, sys.executable, "-c", REPORT + reads) == 0
 
 
 def test_only_rank_0_hands_in(node: Path) -> None:

@@ -123,6 +123,16 @@ def test_an_update_that_is_not_there_or_not_the_one_reported(tried: Try) -> None
     assert tried.category() is FailureCategory.UPDATE_INVALID
 
 
+def test_a_digest_in_the_report_holds_and_none_is_needed(tried: Try) -> None:
+    tried.write(update={"bytes": len(UPDATE)})
+    found = tried.judged()
+    assert isinstance(found, Allowed)
+    assert found.update["weights"].scan.sha256 == hashlib.sha256(UPDATE).hexdigest()
+    for wrong in ({"bytes": len(UPDATE) - 1}, {"bytes": len(UPDATE), "sha256": "0" * 64}):
+        tried.write(update=wrong)
+        assert tried.category() is FailureCategory.UPDATE_INVALID
+
+
 @pytest.mark.parametrize("tensors", [{"w": [1.0]}, {"v": [1.0, 2.0]}, {"w": [1.0, 2.0], "v": [1.0]}, {}])
 def test_an_update_laid_out_otherwise_than_what_was_received(tried: Try, tensors: dict[str, list[float]]) -> None:
     tried.write(safetensors(tensors))

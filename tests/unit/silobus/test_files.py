@@ -23,7 +23,7 @@ def test_the_formats_own_library_reads_what_was_written(tmp_path: Path) -> None:
         'hostile "name"\n\\ ü/../..': np.ones(1, dtype=np.float32),
         "": np.ones(2, dtype=np.float32),
     }
-    write_tensors(tmp_path / "t", [entry(name, array) for name, array in arrays.items()])
+    write_tensors(tmp_path / "t", [entry(name, array) for name, array in arrays.items()], hashes=True)
     read = load_file(tmp_path / "t")
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -32,7 +32,7 @@ def test_the_formats_own_library_reads_what_was_written(tmp_path: Path) -> None:
 
 
 def test_size_and_digest_are_those_of_the_file(tmp_path: Path) -> None:
-    written = write_tensors(tmp_path / "t", [entry("a", np.ones(3, dtype=np.float32))])
+    written = write_tensors(tmp_path / "t", [entry("a", np.ones(3, dtype=np.float32))], hashes=True)
     raw = (tmp_path / "t").read_bytes()
     assert (written.bytes, written.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -43,7 +43,9 @@ def test_order_does_not_change_the_bytes_and_wide_dtypes_come_first(tmp_path: Pa
         entry("a", np.ones(3, np.float64), "F64"),
         entry("c", np.ones(2, np.float32)),
     ]
-    assert write_tensors(tmp_path / "1", entries) == write_tensors(tmp_path / "2", entries[::-1])
+    assert write_tensors(tmp_path / "1", entries, hashes=True) == write_tensors(
+        tmp_path / "2", entries[::-1], hashes=True
+    )
     header = json.loads((tmp_path / "1").read_bytes()[8:].split(b"}}")[0] + b"}}")
     assert list(header) == ["a", "c", "b"]  # so that every tensor is aligned to its items
 
@@ -51,12 +53,12 @@ def test_order_does_not_change_the_bytes_and_wide_dtypes_come_first(tmp_path: Pa
 @pytest.mark.parametrize("names", [["__metadata__"], ["a", "a"]])
 def test_a_name_that_the_format_cannot_hold_is_refused(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(ValueError, match="no tensor of a safetensors file can be named"):
-        write_tensors(tmp_path / "t", [entry(name, np.ones(1, np.float32)) for name in names])
+        write_tensors(tmp_path / "t", [entry(name, np.ones(1, np.float32)) for name in names], hashes=True)
 
 
 def test_a_tensor_that_changes_its_size_while_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a' changed while"):
-        write_tensors(tmp_path / "t", [Entry("a", "F32", (2,), lambda: b"1234")])
+        write_tensors(tmp_path / "t", [Entry("a", "F32", (2,), lambda: b"1234")], hashes=True)
 
 
 def test_one_tensor_is_read_without_the_others(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path, raw: bytes) -> Non
 
 
 def test_a_file_cut_short_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "t", [entry("a", np.ones(100, np.float32))])
+    write_tensors(tmp_path / "t", [entry("a", np.ones(100, np.float32))], hashes=True)
     file = TensorFile(tmp_path / "t")
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-8])
     with pytest.raises(ValueError, match="changed while it was read"):
