@@ -21,9 +21,11 @@ from messages.schemas import Payload, Purpose, Role
 from messages.share import lets_through
 from messages.weights import Layout, Scan, TensorSpec, Writer, layout_of, scan_blob, scan_file, verify
 from orchestrator.aggregation import strategy_named
-from orchestrator.aggregation.driver import Contribution, Source, aggregate
+from orchestrator.aggregation.driver import Contribution, Source, aggregate, measure
+from orchestrator.experiment.checking import Change
 from orchestrator.experiment.collecting import transfer_of
 from orchestrator.experiment.state import Aggregating, ClosedRound, Collecting, Model, Tombstone
+from orchestrator.measuring import scan_measuring
 from orchestrator.scratch import Scratch
 from orchestrator.store import Documents
 
@@ -39,6 +41,8 @@ class Verified:
 
     norm: float
     etag: str
+    change: Change | None = None
+    """What the experiment's checks want to know on arrival."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,31 @@ class Weights:
             async with self._verifying, self._opened(names.updates_of(silo), name) as reader:
                 if reader.size != payload.bytes:
                     raise Poison("size-mismatch", f"{silo} announced {payload.bytes} bytes; there are {reader.size}.")
-                scan = await scan_blob(reader)
+                if role == "weights" and expected is not None and state.purpose is Purpose.TRAIN:
+                    scan, change = await scan_measuring(
+                        self._store, state, silo, payload=payload, reader=reader, expected=expected
+                    )
+                else:
+                    scan, change = await scan_blob(reader), None
             verify(scan, sha256=payload.sha256, bytes=payload.bytes, layout=expected)
         if scan.layout.digest != payload.layout:
             raise Poison("layout-mismatch", f"{silo} announced another layout than the one its weights have.")
-        return Verified(scan.norm, reader.etag)
+        return Verified(scan.norm, reader.etag, change)
+
+    async def compared(self, state: Aggregating) -> dict[str, float | None]:
+        """Of each update of a frozen set the cosine to the others, if the experiment's checks take it: see `Change`."""
+        run, closed = state.run, state.closed
+        if run.request.checks is None or not run.request.checks.with_others:
+            return {}
+        contributions = _contributions(state, "weights")
+        async with self._as_poison(f"Round {closed.round} of {run.id}", run.id, closed.round), self._summing:
+            base = _base(state, "weights")
+            if base is None:
+                raise Poison("no-base", f"Round {closed.round} of {run.id} started from no weights.")
+            distances = await measure(
+                self._store, base=base, contributions=contributions, memory_budget=self._memory_budget
+            )
+        return dict(zip(sorted(c.silo for c in contributions), distances.to_others, strict=True))
 
     async def aggregate(self, state: Aggregating) -> Made:
         """Puts the frozen set's sum in place, and what else comes of it."""

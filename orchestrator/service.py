@@ -12,12 +12,12 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, assert_never, final
+from typing import Any, Final, TypeVar, assert_never, final
 
 from messages import names
 from messages.codec import FromSilo, OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Forbidden, NotFound, Poison, Stale, Transient
+from messages.errors import Duplicate, Forbidden, NotFound, Poison, Stale, Transient
 from messages.experiments import (
     CancelExperiment,
     HoldExperiment,
@@ -43,8 +43,9 @@ from messages.schemas import (
     UpdatePublished,
 )
 from orchestrator.aggregation import Facts, Strategy, admit, admitted
-from orchestrator.blobs import Made, Weights
+from orchestrator.blobs import Weights
 from orchestrator.experiment.announcing import roles_of
+from orchestrator.experiment.checking import beyond
 from orchestrator.experiment.collecting import check_update
 from orchestrator.experiment.events import (
     AggregationFailed,
@@ -57,6 +58,7 @@ from orchestrator.experiment.events import (
     TrainingBroke,
     UpdateCameLate,
     UpdateRejected,
+    UpdatesCompared,
     UpdateVerified,
 )
 from orchestrator.experiment.starting import cancelled_before_start, check_start
@@ -69,6 +71,7 @@ from orchestrator.store import Documents
 from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 
+T = TypeVar("T")
 _log: Final = EventLog(__name__)
 _AT_ONCE: Final = 64
 """Messages of one queue in hand; what is heavy about them waits its turn in `blobs`, so that nothing light does."""
@@ -302,9 +305,13 @@ class Orchestrator:
             for role in roles_of(state)
             if role != "weights"
         }
-        verified = UpdateVerified(silo=silo, update=update, norm=norm, etag=etag, etags=etags)
+        change = found.change if found else None
+        verified = UpdateVerified(silo=silo, update=update, norm=norm, change=change, etag=etag, etags=etags)
         await self._experiments.apply(experiment, verified)
-        _log.info("update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm)
+        if beyond(state.run.request.checks, change) is None:
+            _log.info(
+                "update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm
+            )
 
     async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
         await self._members.said_hello(silo, hello, delivery)
@@ -334,13 +341,20 @@ class Orchestrator:
 
         state = await self._experiments.undertake(experiment, look, message)
         wanted = partial(self._experiments.admit, experiment, look, run=run)
+        while state.judging is not None:
+            cosines = await self._unless_over(self._weights.compared(state), wanted)
+            announcement = state.closed.announcements
+            compared = UpdatesCompared(run=run, round=number, announcement=announcement, cosines=cosines)
+            with contextlib.suppress(Duplicate):  # another worker was faster, and may be dead: go on from what is so
+                await self._experiments.apply(experiment, compared)
+            state = await wanted()
         made = await self._unless_over(self._weights.aggregate(state), wanted)
         aggregated = RoundAggregated(run=run, round=number, payload=made.payload, besides=made.besides)
         await self._experiments.apply(experiment, aggregated)
         updates = len(state.closed.updates)
         _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=made.payload.sha256)
 
-    async def _unless_over(self, summing: Coroutine[Any, Any, Made], wanted: Callable[[], Awaitable[object]]) -> Made:
+    async def _unless_over(self, summing: Coroutine[Any, Any, T], wanted: Callable[[], Awaitable[object]]) -> T:
         """What `summing` makes. Given up when another worker has made it meanwhile, or the run is over: what `wanted`
         then raises. A lock that was lost says neither; whoever is first is first.
         """

@@ -32,9 +32,10 @@ from orchestrator.experiment.events import (
     TrainingBroke,
     UpdateCameLate,
     UpdateRejected,
+    UpdatesCompared,
     UpdateVerified,
 )
-from orchestrator.experiment.state import Aggregating, Collecting, Ended, Live, Paused, State, Tombstone
+from orchestrator.experiment.state import Aggregating, Collecting, Ended, LeftOut, Live, Paused, State, Tombstone
 from orchestrator.experiment.step import expected_in_work, reconcile, step
 from orchestrator.outbox import Performer, work_of
 from orchestrator.store import Documents, Loaded
@@ -199,6 +200,8 @@ def _run_of(event: Event) -> str | None:
     match event:
         case UpdateVerified():
             return event.update.run
+        case UpdatesCompared():
+            return event.run
         case UpdateRejected() | RoundRefused() | TrainingBroke() | RoundAggregated() | AggregationFailed():
             return event.run
         case UpdateCameLate():
@@ -213,9 +216,27 @@ def _wait(attempt: int) -> float:
     return random.uniform(0.0, min(1.0, 0.01 * 1.5**attempt))  # noqa: S311  # jitter, not a secret
 
 
+def _left_out(state: State | None) -> dict[tuple[str, int, str], str]:
+    """Why which updates of the current round are left out."""
+    match state:
+        case Collecting(run=run, round=number, answers=answers):
+            return {(run.id, number, silo): a.reason for silo, a in answers.items() if isinstance(a, LeftOut)}
+        case Aggregating(judging=None, closed=closed):
+            others = {u.silo: closed.others[u.silo].removeprefix("left out: ") for u in closed.left_out}
+            return {(closed.run, closed.round, silo): why for silo, why in others.items()}
+        case Aggregating(judging=judging):
+            return _left_out(judging)
+        case _:
+            return {}
+
+
 def _tell(before: Loaded, after: State) -> None:
     """Logs what moved, for those who follow a run."""
     was = _state(before)
+    known = _left_out(was)
+    for (run, number, silo), why in _left_out(after).items():
+        if (run, number, silo) not in known:
+            _log.warning("update.left-out", run=run, round=number, silo=silo, reason=why)
     match after:
         case Collecting():
             if not isinstance(was, Collecting) or (was.round, was.announcement) != (after.round, after.announcement):

@@ -53,6 +53,20 @@ class Distances:
         product = norms[:, None] * norms[None, :]
         return np.divide(self.inner, product, out=np.zeros_like(self.inner), where=product > 0)
 
+    @property
+    def to_others(self) -> tuple[float | None, ...]:
+        """The cosine of each change to the mean direction of the others, each of which counts as having length 1.
+
+        So one that is huge does not lead all others. None of no change, and where the others' directions cancel out.
+        """
+        cosines = self.cosines
+        own, with_all = np.diag(cosines), cosines.sum(axis=1)
+        squared = cosines.sum() - 2 * with_all + own
+        known = (own > 0) & (squared > 1e-9 * len(own))
+        found = np.divide(with_all - own, np.sqrt(np.maximum(squared, 0.0)), out=np.zeros_like(own), where=known)
+        pairs = zip(np.clip(found, -1.0, 1.0).tolist(), known.tolist(), strict=True)
+        return tuple(cosine if is_known else None for cosine, is_known in pairs)
+
     def to_mean(self, shares: Wide) -> Wide:
         """The distance of each update to Σ `shares`ⱼ wⱼ, whose shares add up to 1."""
         # Not by norms minus means: shares of what is huge are tiny, and only their products have a size.

@@ -35,7 +35,7 @@ from orchestrator.aggregation.reading import (
 )
 from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
 
-__all__ = ["Contribution", "Source", "Summed", "aggregate"]
+__all__ = ["Contribution", "Source", "Summed", "aggregate", "measure"]
 
 T = TypeVar("T")
 _ROWS_BESIDES: Final = 5 + READS_AHEAD
@@ -132,25 +132,42 @@ async def _cohort(round_: _Round, ordered: Sequence[Contribution], members: int,
     facts = tuple(Facts(c.silo, c.samples, c.steps) for c in ordered)
     distances = None
     if round_.strategy.measures:
-        distances = await _measured(round_, ordered[0].form == "delta", memory_budget)
+        base = None if ordered[0].form == "delta" else round_.base
+        distances = await _measured(round_.layout, base, round_.updates, memory_budget)
     return Cohort(facts, max(members, len(facts)), distances)
 
 
-async def _measured(round_: _Round, deltas: bool, memory_budget: int) -> Distances:
-    """One pass over the floating tensors of all updates."""
-    silos = len(round_.updates)
+async def measure(
+    store: Store, *, base: Source, contributions: Sequence[Contribution], memory_budget: int = 256 << 20
+) -> Distances:
+    """How far updates are from the base and from each other, in the order in which they are summed.
+
+    Raises InvalidWeights for an update that does not fit the model, and what the store raises.
+    """
+    ordered = sorted(contributions, key=lambda c: c.silo)
+    opened: list[Opened] = []
+    try:
+        await open_all(store, [base, *ordered], opened)
+        needed = None if ordered[0].form == "delta" else opened[0]
+        return await _measured(opened[0].layout, needed, opened[1:], memory_budget)
+    finally:
+        for one in opened:
+            await one.reader.close()
+
+
+async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opened], memory_budget: int) -> Distances:
+    """One pass over the floating tensors of all updates, which are deltas where there is no base."""
+    silos = len(updates)
     gram = Gram(silos)
-    floating = [spec for spec in round_.layout.in_file_order if spec.dtype in FLOATING]
+    floating = [spec for spec in layout.in_file_order if spec.dtype in FLOATING]
     plan = list(batches(floating, _numbers(silos, memory_budget), GRAM_BLOCK))
-    sources = [*([] if deltas or round_.base is None else [round_.base]), *round_.updates]
+    sources = [*([base] if base else []), *updates]
     jobs = (source.reading(batch) for batch in plan for source in sources)
 
     def add(batch: Sequence[Piece], reads: list[Read]) -> None:
         arrays = [source.arrays(batch, read) for source, read in zip(sources, reads, strict=True)]
-        updates = arrays[-silos:]
         for piece in range(len(batch)):
-            base = arrays[0][piece] if len(arrays) > silos else None
-            gram.add([update[piece] for update in updates], base)
+            gram.add([update[piece] for update in arrays[-silos:]], arrays[0][piece] if base else None)
 
     async with aclosing(ahead(jobs, READS_AHEAD)) as reads:
         for batch in plan:
