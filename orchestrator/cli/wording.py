@@ -141,7 +141,7 @@ def history(standing: Standing) -> list[dict[str, Any]]:
             "outcome": record.outcome.value,
             "updates": len(record.updates),
             "others": dict(record.others),
-            "silos": {u.silo: {"samples": u.samples, "norm": u.norm} for u in record.updates},
+            "silos": {u.silo: {"samples": u.samples, "norm": u.norm, "bytes": u.bytes} for u in record.updates},
             "metrics": measured(standing, number),
             "seconds": round((record.over_at - record.opened_at).total_seconds(), 3),
         }

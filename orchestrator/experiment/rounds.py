@@ -186,11 +186,9 @@ def timed(run: Run, closed: ClosedRound) -> Run:
     paces = {silo: run.paces.get(silo, Pace()) for silo in (*run.paces, *closed.asked)}
     for update in closed.updates:
         times = (update.seconds, update.waited) if closed.purpose is Purpose.TRAIN else None
-        size = update.payload.bytes if update.payload else 0
-        paces[update.silo] = pace.updated(paces[update.silo], closed.round, size=size, times=times)
+        paces[update.silo] = pace.updated(paces[update.silo], closed.round, size=update.bytes, times=times)
     for update in closed.left_out:
-        size = update.payload.bytes if update.payload else 0
-        paces[update.silo] = pace.left_out(paces[update.silo], closed.round, size=size)
+        paces[update.silo] = pace.left_out(paces[update.silo], closed.round, size=update.bytes)
     for silo, did in closed.others.items():
         if did.startswith(UNANSWERED) and closed.purpose is not Purpose.INITIALISE:
             paces[silo] = pace.missed(paces[silo])

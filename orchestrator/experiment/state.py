@@ -162,6 +162,12 @@ class UpdateRecord(Frozen):
     metrics: tuple[MetricNumber, ...]
     at: Time
 
+    @property
+    def bytes(self) -> int:
+        """What it sent, all payloads together."""
+        payloads = [self.payload, *(one.payload for one in self.besides.values())]
+        return sum(payload.bytes for payload in payloads if payload is not None)
+
 
 class ClosedRound(Frozen):
     """A round whose set is frozen. `updates` are in the order in which they are summed."""

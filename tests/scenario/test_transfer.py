@@ -168,6 +168,10 @@ async def test_one_script_trains_by_the_papers_algorithm(
     run = await whole.run(strategy=strategy, rounds=ROUNDS)
     after = load(whole.blob(names.GLOBAL, run, ROUNDS, _made(whole, run, ROUNDS)))["w"]
     torch.testing.assert_close(after.double(), expected, rtol=1e-5, atol=1e-6)
+    update = whole.record(run, 1).updates[0]
+    sent = whole.egress(update.silo)
+    (line,) = [one for one in sent if one["what"] == "update" and one["asked"]["round"] == 1]
+    assert update.bytes == sum(line[role]["bytes"] for role in ("weights", "control") if role in line)
     roles = {"weights", "control"} if strategy["name"] == "scaffold" else {"weights"}
     for silo in SILOS:
         updates = [line for line in whole.egress(silo) if line["what"] == "update" and line["asked"]["round"] == 1]

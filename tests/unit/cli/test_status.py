@@ -289,10 +289,10 @@ def test_a_round_that_was_announced_again_and_a_pause_that_was_asked_for_are_sai
     assert as_json(standing(again))["announcement"] == 3
 
 
-def test_the_history_says_who_was_summed_and_with_which_norm() -> None:
+def test_the_history_says_who_was_summed_with_which_norm_and_how_many_bytes() -> None:
     said = as_json(standing(ENDED, record(1, loss=0.9, silos=("east",))))
 
-    assert said["history"][0]["silos"] == {"east": {"samples": 10, "norm": 1.0}}
+    assert said["history"][0]["silos"] == {"east": {"samples": 10, "norm": 1.0, "bytes": 100}}
 
 
 @pytest.mark.parametrize(

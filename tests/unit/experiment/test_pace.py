@@ -24,6 +24,7 @@ from tests.unit.experiment.given import (
     paused,
     training,
     update,
+    weights,
 )
 
 
@@ -47,6 +48,14 @@ def test_a_round_that_closes_times_those_who_answered_and_counts_who_did_not() -
     )
     assert paces["north"].answering == Taken(last=7, mean=7)
     assert paces["south"] == Pace(missed=1, missed_since=1)
+
+
+def test_the_bytes_are_those_of_all_payloads() -> None:
+    both = {"weights": weights("x"), "control": weights("y", form="delta")}
+    state, _ = step(training(roles=("weights", "control")), update("east", payloads=both), at(4))
+    state, _ = step(state, update("north", payloads=both), at(7))
+    state, _ = step(state, grace(), at(17))
+    assert aggregating(state).run.paces["east"].bytes == 200
 
 
 def test_an_answer_is_timed_from_the_announcement_it_answers() -> None:
