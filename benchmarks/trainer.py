@@ -7,8 +7,8 @@ import numpy as np
 import silobus
 
 TENSORS = 8
-size = int(os.environ["FLOATS"]) // TENSORS
-model = {f"tensor.{i}": (np.arange(size, dtype=np.int64) % 1024).astype(np.float32) for i in range(TENSORS)}
+size, modulus = int(os.environ["FLOATS"]) // TENSORS, int(os.environ.get("MODULUS", "1024"))
+model = {f"tensor.{i}": (np.arange(size, dtype=np.int64) % modulus).astype(np.float32) for i in range(TENSORS)}
 
 for rnd in silobus.rounds():
     rnd.load(model)

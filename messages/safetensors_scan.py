@@ -33,7 +33,14 @@ CHUNK: Final = 4 << 20
 _AHEAD: Final = 3
 """Ranges in flight while one is worked on."""
 _BLOCK: Final = 1 << 13
-"""Numbers converted at a time: they stay in the processor's cache, and BLAS starts no threads for so few."""
+"""Numbers measured together: they stay in the processor's cache, and BLAS starts no threads for so few."""
+_ROW: Final = 1 << 8
+"""Squares added up in float32: the norm of so few is right to about 1 in 10^6, whatever the numbers."""
+_AT_ONCE: Final = 8
+"""Blocks converted to float32 at a time, where they are not."""
+_LEAST: Final = 1e-25
+_MOST: Final = 1e38
+"""A block's square between these was neither cut off below float32's range nor above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +119,28 @@ class Scanner:
         if self._partial:
             part = _fill(self._partial, part, block)
             if len(self._partial) == block or not self._left:
-                self._measure(spec, self._partial)
+                measure = self._measure_blocks if len(self._partial) == block else self._measure
+                measure(spec, memoryview(self._partial))
                 self._partial = bytearray()
-        whole = len(part) // block * block if self._left else len(part)
-        for start in range(0, whole, block):
-            self._measure(spec, part[start : min(start + block, whole)])
-        self._partial += part[whole:]
+        whole = len(part) // block * block
+        self._measure_blocks(spec, part[:whole])
+        if whole < len(part):
+            if self._left:
+                self._partial += part[whole:]
+            else:
+                self._measure(spec, part[whole:])
 
-    def _measure(self, spec: TensorSpec, data: bytearray | memoryview) -> None:
+    def _measure_blocks(self, spec: TensorSpec, data: memoryview) -> None:
+        """Whole blocks. Several times as fast as one by one in float64, which is done where float32 does not do."""
+        block = _BLOCK * spec.itemsize
+        squares = _squares(data, spec.dtype) if spec.dtype != "F64" else [math.nan] * (len(data) // block)
+        for index, square in enumerate(squares):
+            if _LEAST < square < _MOST:
+                self._norm = math.hypot(self._norm, math.sqrt(square))
+            else:
+                self._measure(spec, data[index * block : (index + 1) * block])
+
+    def _measure(self, spec: TensorSpec, data: memoryview) -> None:
         norm = _norm(np.frombuffer(data, dtype=DTYPES[spec.dtype]).astype(np.float64))
         if norm is None:
             self._not_finite = self._not_finite or spec.name
@@ -131,6 +152,18 @@ def _fill(target: bytearray, view: memoryview, length: int) -> memoryview:
     missing = max(0, length - len(target))
     target += view[:missing]
     return view[missing:]
+
+
+def _squares(data: memoryview, dtype: str) -> list[float]:
+    """The sum of squares of each block, roughly; what overflows is infinite, what is not a number is not one."""
+    found: list[float] = []
+    step = _AT_ONCE * _BLOCK * DTYPES[dtype].itemsize
+    for start in range(0, len(data), step):
+        rows = np.frombuffer(data[start : start + step], DTYPES[dtype]).astype(np.float32, copy=False).reshape(-1, _ROW)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = np.vecdot(rows, rows)
+        found += sums.reshape(-1, _BLOCK // _ROW).sum(axis=1, dtype=np.float64).tolist()
+    return found
 
 
 def _norm(block: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
