@@ -9,6 +9,9 @@
             n, steps = fit(model, optimizer, rnd.data["train"], rnd.params, on_step=rnd.progress)
             rnd.submit(model, samples=n, steps=steps)
 
+In each step of `fit`, one line each for FedProx and SCAFFOLD: `loss = loss + rnd.proximal(model)` before `backward()`,
+`rnd.correct(model)` after it. With other strategies, and alone, they do nothing.
+
 The same script runs alone, as one job per round, or as a process kept warm between rounds. Here lives only the
 script's half of the training contract (docs/training-contract.md). What the agent and the orchestrator do never
 does, and neither is needed: the standard library and safetensors are enough, and torch where the script uses it.

@@ -1,7 +1,9 @@
 """What travels, over a whole federation: weights and deltas in each dtype, the proximal term, control variates."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,3 +178,45 @@ async def test_one_script_trains_by_the_papers_algorithm(
     for silo in SILOS:
         updates = [line for line in whole.egress(silo) if line["what"] == "update" and line["asked"]["round"] == 1]
         assert [set(line["message"]["payloads"]) for line in updates] == [roles]
+
+
+# --- FedBN and FedPer: the snippets of docs/strategies.md --------------------------------------------------------
+
+SNIPPET = re.compile(r"^```python file=personal\.py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STAYS = {
+    "fedbn": {f"body.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")},
+    "fedper": {"head.weight", "head.bias"},
+}
+
+
+@pytest.mark.parametrize("method", STAYS)
+async def test_what_is_not_shared_stays_in_its_silo_from_round_to_round(method: str, tmp_path: Path) -> None:
+    found = SNIPPET.search((Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8"))
+    assert found is not None
+    snippet: dict[str, Any] = {}
+    exec(found[1], snippet)  # noqa: S102  # it is our own document
+    came: dict[str, list[Tensors]] = {"north": [], "south": []}
+
+    def trains(silo: str) -> Body:
+        def train(model: torch.nn.ModuleDict) -> tuple[int, int]:
+            came[silo].append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            inputs = torch.randn(16, 3, generator=torch.Generator().manual_seed(SILOS[silo])) + SILOS[silo]
+            model["head"](model["body"](inputs)).square().mean().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.sub_(0.1 * torch.as_tensor(parameter.grad))
+            came[silo].append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            return len(inputs), 1
+
+        return lambda rnd: snippet["one_round"](rnd, snippet["build"](), snippet[method], train)
+
+    whole = Whole(tmp_path, {silo: trains(silo) for silo in SILOS})
+    run = await whole.run(rounds=2)
+    model = snippet["build"]()
+    assert set(load(whole.blob(names.GLOBAL, run, 2, _made(whole, run, 2)))) == set(model.state_dict()) - STAYS[method]
+    for silo in SILOS:
+        _, trained, came_back, _ = came[silo]
+        assert all(torch.equal(came_back[name], trained[name]) for name in STAYS[method])
+        assert not torch.equal(came_back["body.0.weight"], trained["body.0.weight"]), "it is the mean of both"
+    for name in STAYS[method] - {"body.1.num_batches_tracked"}:
+        assert not torch.equal(came["north"][-1][name], came["south"][-1][name])
