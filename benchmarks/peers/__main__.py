@@ -49,6 +49,7 @@ def ours(point: Point, folder: Path, timeout: float) -> Outcome:
         server_mib=row.get("orchestrator_rss_mib", 0.0) + row.get("bus_rss_mib", 0.0),
         client_mib=row.get("agent_rss_mib", 0.0) + row.get("trainer_rss_mib", 0.0),
         problem=problem,
+        floor_s=row.get("floor_s"),
     )
 
 

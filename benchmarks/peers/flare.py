@@ -3,7 +3,7 @@
 The server and every client start a process for the job. All settings are FLARE's defaults but two, both in its favour:
 connections are not encrypted (`connection_security: clear`; ours and Flower's are not either), and the server does not
 write the model to disk. Arrays larger than its chunks are streamed, as is its default. A client asks for its next task
-every 2 s, the in-process Client API looks every 2 s, the server looks for results every 0.5 s.
+every 2 s; its executor, its Client API and the server's controller look every 0.5 s.
 """
 
 from __future__ import annotations

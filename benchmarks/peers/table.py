@@ -34,12 +34,16 @@ class Outcome:
     client_mib: float
     """The most memory of all processes of one silo together."""
     problem: str | None = None
+    floor_s: float | None = None
+    """The least a round could take on this machine, measured just before (ours; see benchmarks.rounds)."""
 
     def as_json(self) -> dict[str, Any]:
         """Flat, and rounded to what means something."""
         fields = asdict(self)
         point = fields.pop("point")
-        seconds = {key: None if fields[key] is None else round(fields[key], 4) for key in ("round_s", "slowest_s")}
+        seconds = {
+            key: None if fields[key] is None else round(fields[key], 4) for key in ("round_s", "slowest_s", "floor_s")
+        }
         memory = {key: round(fields[key], 1) for key in ("server_mib", "client_mib")}
         return {"who": fields.pop("who"), "version": fields.pop("version"), **point, **fields, **seconds, **memory}
 
@@ -68,8 +72,9 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     who = sorted({outcome.who for outcome in outcomes}, key=lambda name: (name != OURS, name))
     peers = [name for name in who if name != OURS and OURS in who]
     table = [
-        ["silos", "MB"]
+        ["silos", "MB", "floor s"]
         + [f"{name} s" for name in who]
+        + ["of floor" for name in who if name == OURS]
         + [f"{name} times" for name in peers]
         + [f"{name} server MiB" for name in who]
         + [f"{name} client MiB" for name in who]
@@ -77,8 +82,9 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     for point in sorted({outcome.point for outcome in outcomes}):
         at = {outcome.who: outcome for outcome in outcomes if outcome.point == point}
         table.append(
-            [str(point.silos), f"{point.megabytes:g}"]
+            [str(point.silos), f"{point.megabytes:g}", _floor(at.get(OURS))]
             + [_seconds(at.get(name)) for name in who]
+            + [_of_floor(at.get(OURS)) for name in who if name == OURS]
             + [_times(ratio(at.get(name), at.get(OURS))) for name in peers]
             + [f"{at[name].server_mib:.0f}" if name in at else "" for name in who]
             + [f"{at[name].client_mib:.0f}" if name in at else "" for name in who]
@@ -106,6 +112,14 @@ def _seconds(outcome: Outcome | None) -> str:
     if outcome is None:
         return ""
     return "none" if outcome.round_s is None else f"{outcome.round_s:.2f}"
+
+
+def _floor(ours: Outcome | None) -> str:
+    return f"{ours.floor_s:.2f}" if ours and ours.floor_s else ""
+
+
+def _of_floor(ours: Outcome | None) -> str:
+    return _times(ours.round_s / ours.floor_s) if ours and ours.floor_s and ours.round_s else ""
 
 
 def _times(number: float | None) -> str:
