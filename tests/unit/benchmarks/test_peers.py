@@ -136,6 +136,8 @@ def test_a_pair_that_should_be_equal_and_is_not_is_told() -> None:
     assert equality.line(case, Difference(0.0, 1e-13))["verdict"] == "equal"
     assert equality.line(case, Difference(0.0, 1e-9))["verdict"] == "NOT EQUAL"
     assert equality.line(replace(case, dtype="float32"), Difference(0.0, 1e-7))["verdict"] == "equal"
+    assert equality.line(replace(case, dtype="int64"), Difference(0.5, 0.1))["verdict"] == "equal"
+    assert equality.line(replace(case, dtype="int64"), Difference(0.6, 0.1))["verdict"] == "NOT EQUAL"
     assert equality.line(replace(case, equal=False), Difference(0.0, 1.0))["verdict"] == "differs"
 
 
