@@ -38,10 +38,12 @@ from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
 __all__ = ["Contribution", "Source", "Summed", "aggregate", "measure"]
 
 T = TypeVar("T")
-_ROWS_BESIDES: Final = 5 + READS_AHEAD
-"""Numbers held for each number of a batch besides the strategy's: base, result, one in use and what is read ahead, and
-integers' second half. 8 bytes at most each."""
-_MOST_NUMBERS: Final = 1 << 20
+_ROWS_BESIDES: Final = 9 + READS_AHEAD
+"""Numbers held for each number of a batch besides the strategy's, as measured: base, result, one in use, what is read
+ahead, integers' second half, and what the allocator of each thread keeps of them for the next. 8 bytes at most each."""
+_ROWS_KEPT: Final = 3
+"""The same, for each thing that a strategy keeps."""
+_MOST_NUMBERS: Final = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opene
 
 async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], memory_budget: int) -> None:
     strategy = round_.strategy
-    rows = strategy.rows(len(round_.updates)) + len(strategy.state)
+    rows = strategy.rows(len(round_.updates)) + _ROWS_KEPT * len(strategy.state)
     plan = list(batches(round_.layout.in_file_order, _numbers(rows, memory_budget), GRAM_BLOCK))
     base = round_.base if task.reads_base else None
     plain, floating = [*([base] if base else []), *round_.updates], list(round_.kept.values())

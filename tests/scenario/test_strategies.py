@@ -16,7 +16,7 @@ from messages.weights import parse_layout
 from orchestrator.aggregation import fedadam
 from orchestrator.blobs import Weights
 from orchestrator.experiment.state import Ended, RunOutcome
-from orchestrator.replay import Replay
+from orchestrator.replay import Replay, Replayed, Verdict
 from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
 from tests.scenario.faults import Trouble
@@ -65,11 +65,15 @@ def announced(w: World, silo: str, purpose: Purpose) -> list[RoundAnnounced]:
 
 
 async def verdicts(w: World) -> list[str]:
+    return [found.verdict.value for found in await replayed(w)]
+
+
+async def replayed(w: World) -> list[Replayed]:
     state = w.state()
     assert isinstance(state, Ended)
     weights = Weights(w.store, w.scratch, memory_budget=1 << 20)
     replay = Replay(w.store, Documents(w.store), weights, state.run)
-    return [found.verdict.value async for found in replay.replay(await replay.rounds())]
+    return [found async for found in replay.replay(await replay.rounds())]
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------
@@ -125,7 +129,10 @@ async def test_replay_names_what_was_kept_and_is_not_what_it_was(name: str) -> N
         run = await trained(w, rounds=2, strategy=ADAM)
         blob = names.weights_blob(run, 1, made(w, run, 1)[name].sha256)
         w.store.replace(names.GLOBAL, blob, save({"w": np.ones(4, np.float32)}))
-        assert await verdicts(w) == ["same", "different", "different", "not-summed"]
+        _, first, second, _ = await replayed(w)
+        assert (first.verdict, second.verdict) == (Verdict.DIFFERENT, Verdict.DIFFERENT)
+        assert f"the stored {name} is not what the record says" in str(first.why)
+        assert f"the {name} of round 1, which it began with, is not what the record says" in str(second.why)
 
 
 # --- a second role -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.aggregation import combine, strategy_named
-from orchestrator.aggregation.distances import Distances, Gram
+from orchestrator.aggregation.distances import GRAM_BLOCK, Distances, Gram
 from orchestrator.aggregation.strategies.geometric_median import weiszfeld
 from tests.unit.aggregation.models import Array, Model
 
@@ -114,6 +114,14 @@ def test_distances_are_those_between_vectors() -> None:
     np.testing.assert_allclose(found.cosines, cosines, atol=1e-12)
     shares = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
     np.testing.assert_allclose(found.to_mean(shares), np.linalg.norm(rows - shares @ rows, axis=1), rtol=1e-9)
+
+
+def test_where_chunks_are_cut_changes_no_bit_of_the_products() -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 3 * GRAM_BLOCK + 5))
+    gram = Gram(3)
+    for start, stop in ((0, GRAM_BLOCK), (GRAM_BLOCK, 3 * GRAM_BLOCK), (3 * GRAM_BLOCK, None)):
+        gram.add([row[start:stop] for row in rows], None)
+    assert (gram.distances().inner == distances(rows).inner).all()
 
 
 def test_no_change_at_all_has_no_direction() -> None:

@@ -57,6 +57,18 @@ def test_ranges_of_a_file_in_any_order_hold_the_pieces_bytes(
                 assert raw[offset : offset + length] == file[begin : begin + length]
 
 
+@given(sizes, st.integers(1, 6), st.integers(6, 30))
+def test_pieces_begin_at_a_multiple_and_no_batch_is_empty(
+    tensors: list[tuple[str, int]], multiple: int, room: int
+) -> None:
+    layout = a_layout(tensors)
+    plan = list(batches(layout.in_file_order, room, multiple))
+    numbers = [(p.tensor, n) for batch in plan for p in batch for n in range(p.start, p.stop)]
+    assert numbers == [(s.name, n) for s in layout.in_file_order for n in range(s.elements)]
+    assert all(0 < sum(p.stop - p.start for p in batch) <= room for batch in plan)
+    assert all(p.start % multiple == 0 for batch in plan for p in batch)
+
+
 def test_small_tensors_are_read_together() -> None:
     layout = a_layout([("F32", 10)] * 1000)
     (batch,) = batches(layout.in_file_order, 1 << 20)
