@@ -38,6 +38,7 @@ def numbers(pace: Pace | None) -> dict[str, Any]:
         "updates": pace.updates,
         "missed": pace.missed,
         "late": pace.late,
+        "left_out": pace.left_out,
         "bytes": pace.bytes,
     }
 

@@ -12,6 +12,7 @@ import typer
 
 from messages.errors import NotFound
 from messages.ports import Store
+from orchestrator.cli import checked
 from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
@@ -148,6 +149,8 @@ def _detail(standing: Standing) -> None:
         say(f"waiting for  {waits}")
     if run.seed is not None:
         say(f"sample       {run.request.asked(len(run.silos))} of {len(run.silos)} silos a round, seed {run.seed}")
+    if run.request.checks is not None:
+        say(f"checks       {checked.bounds(run.request.checks)}")
     if found_kept := kept(standing.retained):
         say(f"kept         {found_kept}")
     for name, value in latest_metrics(standing).items():
@@ -165,3 +168,6 @@ def _detail(standing: Standing) -> None:
         slow = stragglers(run.paces)
         paces = [row(silo, run.paces, slow.get(silo)) for silo in standing.silos if silo in run.paces]
         console().print(table(COLUMNS, paces, numbers=COLUMNS[1:-1]))
+    if closed := checked.newest(standing):
+        say(f"changes of round {closed.round}, from the weights it began with")
+        console().print(table(checked.COLUMNS, checked.rows(closed), numbers=checked.COLUMNS[1:-1]))

@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from messages import names
 from messages.schemas import Purpose
-from orchestrator.cli import kept
+from orchestrator.cli import checked, kept
 from orchestrator.cli.awaiting import in_open_round, life, overdue, waiting_for
 from orchestrator.cli.keeping_up import numbers, stragglers
 from orchestrator.cli.standing import Standing
@@ -143,6 +143,7 @@ def history(standing: Standing) -> list[dict[str, Any]]:
             "others": dict(record.others),
             "silos": {u.silo: {"samples": u.samples, "norm": u.norm, "bytes": u.bytes} for u in record.updates},
             "metrics": measured(standing, number),
+            "changes": checked.changes(record),
             "seconds": round((record.over_at - record.opened_at).total_seconds(), 3),
         }
         for number, record in standing.records.items()

@@ -19,6 +19,7 @@ from orchestrator.cli.standing import Standing
 from orchestrator.cli.watch import Lines, view
 from orchestrator.cli.wording import as_json, phase_of, status_of
 from orchestrator.documents import ExperimentDocument, Numbered, Presence
+from orchestrator.experiment.checking import Change
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.metrics import PooledMetric
 from orchestrator.experiment.pace import Pace, Taken
@@ -41,7 +42,7 @@ from orchestrator.experiment.state import (
 from orchestrator.experiment.step import step
 from orchestrator.store import Documents, Loaded
 from tests.unit.cli.conftest import Federation, run
-from tests.unit.experiment.given import RUN, T0, after, at, training, update, weights
+from tests.unit.experiment.given import RUN, T0, after, aggregated, aggregating, at, compared, training, update, weights
 
 ENDED = Ended(
     run=training().run.model_copy(update={"model": Model(round=2, payload=weights("two"))}),
@@ -225,6 +226,48 @@ def test_how_silos_keep_up_is_shown() -> None:
     }
     assert (said["north"]["late"], said["south"]["missed"], said["east"]["bytes"]) == (2, 2, 3_000_000)
     assert said["north"]["answering_seconds"] == {"last": 100, "mean": 100}
+
+
+def checked() -> Aggregating:
+    """A set of four, of which one was left out."""
+    four = ("east", "island", "north", "south")
+    opened = training(silos=list(four), enrolled=four, offering=four, quorum={"minimum": 3}, checks={"min_cosine": 0})
+    updates = [update(silo, change=Change(norm=2.0, cosine_last=0.25)) for silo in four]
+    state, _ = after(opened, *updates, compared(east=0.5, island=0.5, north=0.5, south=-0.75))
+    return aggregating(state)
+
+
+def test_what_was_measured_of_updates_and_who_was_left_out_is_shown(silobus: Federation) -> None:
+    silobus.save("exp", checked())
+
+    words = silobus("status", "exp").stdout
+
+    assert "checks       min_cosine 0" in words
+    assert "changes of round 1, from the weights it began with" in words
+    assert re.search(r"north +2 +0\.5 +0\.25 +yes", words)
+    assert re.search(r"south +2 +-0\.75 +0\.25 +no", words)
+    assert re.search(r"south +left out: its\s+change has", words)
+
+
+def test_what_was_measured_is_in_the_history_of_rounds_that_are_over() -> None:
+    state, effects = after(checked(), aggregated())
+    records = [effect.record for effect in effects if isinstance(effect, RecordRound)]
+    assert state is not None
+
+    said = as_json(standing(state, *records))
+
+    row = said["history"][0]
+    assert row["changes"]["south"] == {"norm": 2.0, "cosine": -0.75, "cosine_last": 0.25, "counts": False}
+    assert row["changes"]["north"]["counts"] is True
+    assert "south" not in row["silos"]
+    assert row["others"]["south"].startswith("left out: ")
+    assert said["silos"]["south"]["left_out"] == 1
+
+
+def test_a_set_that_is_compared_says_so() -> None:
+    opened = training(checks={"measure": True})
+    state, _ = after(opened, *(update(silo) for silo in ("east", "north", "south")))
+    assert waiting_for(standing(aggregating(state))) == "the comparison of 3 updates, and their sum"
 
 
 def test_a_few_seconds_more_make_no_straggler() -> None:
