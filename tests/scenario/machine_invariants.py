@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from messages.experiments import FromDigest
@@ -29,11 +29,13 @@ from orchestrator.experiment.state import (
     Declined,
     Ended,
     Failed,
+    LeftOut,
     Paused,
     RunOutcome,
     State,
     Tombstone,
     Updated,
+    UpdateRecord,
 )
 from tests.scenario.model_silo import ModelSilo
 
@@ -61,6 +63,16 @@ def assert_follows(before: ExperimentDocument, after: ExperimentDocument, now: d
             assert_answers_follow(a, b)
             assert_times_follow(a, b, now)
             assert_asked_follow(a, b)
+        case (Aggregating(judging=Collecting()), Aggregating(judging=Collecting())):
+            assert a.closed == b.closed
+        case (Aggregating(judging=Collecting()), Aggregating()):
+            assert_judged(a, b.closed.updates, b.closed.left_out)
+            assert len(b.closed.updates) >= a.judging.quorum  # type: ignore[union-attr]  # the pattern says so
+        case (Aggregating(judging=Collecting()), Collecting()):
+            assert b.round == a.closed.round
+            assert (b.announcement, b.reminded) == (a.judging.announcement + 1, a.judging.reminded + 1)  # type: ignore[union-attr]  # the same
+            assert b.grace_until is None
+            assert len(updates(b)) < b.quorum
         case (Collecting(), Aggregating()):
             assert b.closed.round == a.round
             assert updates(a).keys() <= {u.silo for u in b.closed.updates}
@@ -84,11 +96,20 @@ def assert_follows(before: ExperimentDocument, after: ExperimentDocument, now: d
             pass
 
 
+def assert_judged(a: Aggregating, kept: Sequence[UpdateRecord], left_out: Sequence[UpdateRecord]) -> None:
+    """A verdict takes from a frozen set and adds to who was left out; nothing comes in, and no update is changed."""
+    before = {u.silo: u.payload for u in a.closed.updates}
+    after = {u.silo: u.payload for u in (*kept, *left_out)}
+    assert after == before | {u.silo: u.payload for u in a.closed.left_out}
+    assert {u.silo for u in kept} <= before.keys()
+    assert {u.silo for u in a.closed.left_out} <= {u.silo for u in left_out}
+
+
 def assert_answers_follow(a: Collecting, b: Collecting) -> None:
     """Nothing takes back an update, and only an update a refusal; a failure is the last word on its announcement."""
     for silo, answer in a.answers.items():
         match answer:
-            case Updated():
+            case Updated() | LeftOut():
                 assert b.answers[silo] == answer
             case Declined():
                 assert b.answers[silo] == answer or isinstance(b.answers[silo], Updated)
@@ -166,6 +187,8 @@ def place(state: State) -> tuple[int, int, int, int]:
             return (0, int(refuses is not None), 0, 0)
         case Collecting(round=number, announcement=announcement):
             return (1, number, 0, announcement)
+        case Aggregating(judging=Collecting(announcement=announcement), closed=closed):
+            return (1, closed.round, 0, announcement)
         case Aggregating(closed=closed):
             return (1, closed.round, 1, 0)
         case Paused(round=number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.experiment.state import Aggregating, Ended, RoundRecord, RunOu
 from orchestrator.replay import Replay
 from orchestrator.store import Documents
 from tests.scenario.faults import Trouble
+from tests.scenario.machine_invariants import assert_follows
 from tests.scenario.model_silo import Doing
 from tests.scenario.world import World
 from tests.virtual_clock import rest
@@ -131,7 +133,10 @@ async def reopened(trouble: Trouble | None = None) -> tuple[World, str, Ended]:
         await w.start(trouble)
         w.live_silos()
         run = await w.begin(rounds=1, quorum=QUORUM, checks=BOTH)
-        return w, run, await w.ended()
+        over = await w.ended()
+    for (_, before), (at, later) in itertools.pairwise(w.store.history):
+        assert_follows(before, later, at)
+    return w, run, over
 
 
 async def test_with_too_few_left_those_who_are_silent_are_asked_again() -> None:
