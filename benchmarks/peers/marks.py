@@ -12,7 +12,7 @@ from typing import Final
 WARM_UP: Final = 2
 """Rounds left out, as in benchmarks.rounds: processes start in them."""
 
-TOLERANCE: Final = 0.01
+TOLERANCE: Final = 0.1
 """Weights are up to about a thousand, in float32, and averaged every round; a round that is missing would show as 1."""
 
 

@@ -17,6 +17,8 @@ from typing import Final
 
 MARK: Final = "SILOBUS_PEERS"
 _PAGE_MIB: Final = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+_LOOKS: Final = 3
+"""How often none must be left before none is."""
 
 Role = Callable[[str], str | None]
 """From a command line to what the process is part of ("server", "client-1"); None: of what its parent is part of."""
@@ -41,13 +43,16 @@ def end(mark: str, patience: float = 10.0) -> None:
     """
     kill_from = time.monotonic() + patience
     give_up = kill_from + 10.0
-    while left := marked(mark):
-        # Those in the background start others anew: they are looked for until there are none.
+    seen_none = 0
+    # Some start others anew, and a process that is about to become another program shows no environment for a moment.
+    while seen_none < _LOOKS:
+        left = marked(mark)
+        seen_none = 0 if left else seen_none + 1
         number = signal.SIGTERM if time.monotonic() < kill_from else signal.SIGKILL
         for pid in left:
             with suppress(OSError):
                 os.kill(pid, number)
-        if time.monotonic() > give_up:
+        if left and time.monotonic() > give_up:
             raise RuntimeError(f"processes {sorted(left)} do not end: end them before you measure again")
         time.sleep(0.1)
 
@@ -94,8 +99,10 @@ class Watch:
 
     def _learn(self, pid: int) -> None:
         try:
-            if f"{MARK}={self._mark}".encode() not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                self._strangers.add(pid)
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if f"{MARK}={self._mark}".encode() not in environment.split(b"\0"):
+                if environment:  # none: it is about to become another program, and is asked again
+                    self._strangers.add(pid)
                 return
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

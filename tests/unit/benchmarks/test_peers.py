@@ -121,6 +121,19 @@ def test_every_process_with_the_mark_is_counted_and_ended_also_one_that_will_not
         assert not processes.marked("for-test")
 
 
+def test_processes_are_gone_only_when_several_looks_find_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{7}, set(), {8}, set(), set(), set()])
+    killed: list[int] = []
+    monkeypatch.setattr(processes, "marked", lambda _: next(looks))
+    monkeypatch.setattr(processes.os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+
+    processes.end("for-test")
+
+    assert killed == [7, 8]
+    assert next(looks, None) is None
+
+
 def test_models_differ_by_their_worst_tensor() -> None:
     theirs = {"a": np.array([100.0, 1.0]), "b": np.array(2.0), "none": np.zeros((0, 3))}
     ours = {"a": np.array([101.0, 1.0]), "b": np.array(2.5), "none": np.zeros((0, 3))}
