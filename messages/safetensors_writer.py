@@ -1,11 +1,11 @@
 """Writes safetensors files, and reads small ones whole. The streaming `Writer` hashes what it writes as it goes.
 
-The bytes depend on names, dtypes, shapes and numbers only: the same model gives the same file, everywhere. No metadata.
+Nothing here is durable: what a store creates from a file is made so by the store. The bytes depend on names, dtypes,
+shapes and numbers only: the same model gives the same file, everywhere. No metadata.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,13 @@ import numpy as np
 
 from messages.safetensors_layout import CODES, DTYPES, Layout, encode_header, parse_layout
 from messages.safetensors_scan import Scan, Scanner
+from messages.write_back import begin_writing_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _DENSE: Final = 1 << 20
 """Small pieces are gathered until there are this many bytes to write."""
+_STRETCH: Final = 32 << 20
+"""Bytes after which the disk may begin with them."""
 
 
 class Writer:
@@ -34,6 +37,7 @@ class Writer:
         self._left = self.layout.data_bytes
         self._scanner = Scanner(self.layout.data_offset + self.layout.data_bytes)
         self._file = path.open("xb", buffering=0)
+        self._written = self._begun = 0
         self._finished = False
 
     def write(self, data: bytes | memoryview) -> None:
@@ -48,16 +52,15 @@ class Writer:
             self._put(data)
 
     def scan(self) -> Scan:
-        """What a scan of the complete file finds, before it is made durable. Raises ValueError when data is missing."""
+        """What a scan of the complete file finds, before it is kept. Raises ValueError when data is missing."""
         if self._left:
             raise ValueError(f"{self._left} bytes of data have not been written")
         self._flush()
         return self._scanner.finish()
 
     def finish(self) -> Scan:
-        """Makes the file durable and closes it; what a scan of it finds."""
+        """Keeps the file and closes it; what a scan of it finds."""
         scan = self.scan()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._finished = True
         return scan
@@ -81,6 +84,10 @@ class Writer:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+        self._written += len(data)
+        if self._written - self._begun >= _STRETCH:
+            begin_writing_back(self._file.fileno(), self._begun, self._written - self._begun)
+            self._begun = self._written
 
 
 def write_file(path: Path, tensors: Mapping[str, Array]) -> Scan:

@@ -63,11 +63,23 @@ class TryDirectory:
         """Whether its output counts."""
         return (self.output / "report.json").is_file()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its output counts, and is all there.
+
+        An update need not be durable before it is published: a power cut may have taken what was in it, though its
+        name is there. So what was made before this machine was last started is made again.
+        """
+        try:
+            return self.has_report and self.started.read_text() == _boot() != ""
+        except OSError:
+            return False
+
     def start(self) -> None:
         """Makes the directories, empty."""
         shutil.rmtree(self.path, ignore_errors=True)
         make_directory(self.output)
-        self.started.touch()
+        self.started.write_text(_boot())
 
     def mark_failed(self, category: FailureCategory, announcement: int, notes: tuple[str, ...] = ()) -> None:
         """Remembers that it failed, so that a restarted agent does not try for ever."""
@@ -236,6 +248,14 @@ def make_directory(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
             return
     path.mkdir(parents=True, exist_ok=True)
+
+
+def _boot() -> str:
+    """Another one whenever the machine was started anew; nothing where that cannot be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return ""
 
 
 def _modified(path: Path) -> int:

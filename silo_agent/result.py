@@ -6,10 +6,12 @@ paths: they stay in the silo. Nothing is sent here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -155,9 +157,19 @@ def tensors_of(layout: Layout, size: int) -> outbound.Tensors:
 def _scan(path: Path, told: _File, expected: Layout | None) -> Scan:
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(f"{path} is not a regular file")
-    scan = scan_file(path)
+    with _being_made_durable(path):
+        scan = scan_file(path)
     verify(scan, sha256=told.sha256 or scan.sha256, bytes=told.bytes, layout=expected)
     return scan
+
+
+@contextlib.contextmanager
+def _being_made_durable(path: Path) -> Iterator[None]:
+    """Has the disk work while the processor hashes: whoever publishes the file then finds it durable."""
+    with path.open("rb") as file, ThreadPoolExecutor(1, thread_name_prefix="fsync") as aside:
+        syncing = aside.submit(os.fsync, file.fileno())
+        yield
+        syncing.result()
 
 
 def _read_regular(path: Path, most: int) -> bytes:

@@ -222,7 +222,7 @@ class RoundWork:
         if fresh:
             await asyncio.to_thread(given.finish, self._directory, asked, silo.state, *self._key)
         self._version = silo.state.version(announced.run, before=announced.round)
-        return rounds.WeightsFetched(not fresh and self._directory.attempt(phase.tries.number).has_report)
+        return rounds.WeightsFetched(not fresh and self._directory.attempt(phase.tries.number).is_whole)
 
     async def _fetch_payload(self, target: Path, payload: Payload) -> None:
         await asyncio.to_thread(target.unlink, missing_ok=True)  # what a try that failed left of it

@@ -68,7 +68,7 @@ class Control:
         floating = [tensor for tensor in model.shared if tensor.code in FLOATS]
         named = [(name, tensor) for tensor in floating for name in tensor.names_in(self._received)]
         changes = [Entry(name, "F32", t.shape, self._change(name, t, steps * lr)) for name, t in named]
-        written = write_tensors(told, changes, hashes=hashes)
+        written = write_tensors(told, changes, hashes=hashes, durable=hashes)
         own = {t.names_in(self._received)[0]: t for t in floating if not self._trained.isdisjoint(t.names)}
         file = TensorFile(told)
         renewed = [Entry(name, "F32", t.shape, self._renewed(name, t, file)) for name, t in own.items()]

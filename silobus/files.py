@@ -19,8 +19,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from silobus.tensors import DTYPES
+from silobus.write_back import begin_writing_back
 
 _PIECE = 1 << 20
+_STRETCH = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,11 @@ class Written:
         return {"bytes": self.bytes} if self.sha256 is None else {"bytes": self.bytes, "sha256": self.sha256}
 
 
-def write_tensors(path: Path, entries: Iterable[Entry], *, hashes: bool) -> Written:
-    """Write a safetensors file and make it durable. The same tensors give the same bytes, in whatever order."""
+def write_tensors(path: Path, entries: Iterable[Entry], *, hashes: bool, durable: bool = True) -> Written:
+    """Write a safetensors file and make it durable. The same tensors give the same bytes, in whatever order.
+
+    Not durable, the disk only begins with it: whoever takes it from here waits for that.
+    """
     ordered = sorted(entries, key=lambda entry: (-DTYPES[entry.code][1], entry.name))
     header: dict[str, Any] = {}
     end = 0
@@ -66,16 +71,23 @@ def write_tensors(path: Path, entries: Iterable[Entry], *, hashes: bool) -> Writ
     def put(piece: Any) -> None:
         if digest is not None:
             digest.update(piece)
-        file.write(piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[file.write(rest) :]
 
-    with path.open("wb") as file:
+    begun = 0
+    with path.open("wb", buffering=0) as file:
         put(struct.pack("<Q", len(text)) + text)
         for entry in ordered:
             raw = memoryview(entry.raw()).cast("B")
             if raw.nbytes != entry.size:
                 raise ValueError(f"tensor {entry.name!r} changed while it was written")
             put(raw)
-        _make_durable(file)
+            if (written := file.tell()) - begun >= _STRETCH:
+                begin_writing_back(file.fileno(), begun, written - begun)
+                begun = written
+        if durable:
+            _make_durable(file)
     return Written(8 + len(text) + end, digest.hexdigest() if digest is not None else None)
 
 

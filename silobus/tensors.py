@@ -118,7 +118,8 @@ class _Numpy:
             tensor = _bfloat16_bits(tensor)
         elif code != "BF16":
             tensor = tensor.astype(np.dtype(DTYPES[code][0]).newbyteorder("<"), copy=False)
-        return tensor.tobytes()
+        flat = np.ascontiguousarray(tensor).reshape(-1)
+        return flat.view(np.uint8).data if flat.size else b""
 
     def read(self, raw: bytearray, code: str, shape: tuple[int, ...]) -> Any:
         import numpy as np

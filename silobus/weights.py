@@ -143,7 +143,7 @@ def write_update(
         code = CODES[dtype] if dtype and floating else tensor.code
         base = received if form == "delta" and floating else None
         entries.extend(_entry(name, tensor, code, base) for name in tensor.names_in(received))
-    return write_tensors(path, entries, hashes=hashes)
+    return write_tensors(path, entries, hashes=hashes, durable=hashes)  # who hashes it makes it durable
 
 
 def _entry(name: str, tensor: Tensor, code: str, base: TensorFile | None = None) -> Entry:

@@ -110,6 +110,20 @@ def test_a_new_start_of_a_try_finds_nothing_of_the_old(home: Home) -> None:
     assert not attempt.has_report
 
 
+def test_what_a_power_cut_may_have_torn_does_not_count(home: Home) -> None:
+    attempt = home.round(RUN, 1).attempt(1)
+    attempt.start()
+    assert not attempt.is_whole
+    (attempt.output / "report.json").write_text("{}")
+    assert attempt.is_whole
+    attempt.started.write_text("what another start of the machine was called")
+    assert not attempt.is_whole
+    attempt.started.write_text("")
+    assert not attempt.is_whole
+    attempt.started.unlink()
+    assert not attempt.is_whole
+
+
 def test_a_run_whose_last_round_was_forgotten_leaves_no_directory(home: Home) -> None:
     home.take()
     made(home.round(RUN, 1), ended=True)
