@@ -9,17 +9,18 @@ read twice: once for the distances between them, once for the sum.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
 from messages.errors import InvalidWeights, Poison
 from messages.ports import Store
 from messages.weights import FLOATING, Layout, Scan, WeightsFault, Writer
+from orchestrator.aggregation.aside import one_aside, to_its_end
 from orchestrator.aggregation.distances import GRAM_BLOCK, Distances, Gram
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.plan import Piece, batches
@@ -37,7 +38,6 @@ from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
 
 __all__ = ["Contribution", "Source", "Summed", "aggregate", "measure"]
 
-T = TypeVar("T")
 _ROWS_BESIDES: Final = 9 + READS_AHEAD
 """Numbers held for each number of a batch besides the strategy's, as measured: base, result, one in use, what is read
 ahead, integers' second half, and what the allocator of each thread keeps of them for the next. 8 bytes at most each."""
@@ -114,7 +114,7 @@ async def aggregate(
         with ExitStack() as files:
             writers = await asyncio.to_thread(_writers, round_, target, files)
             await _sum(round_, task, writers, memory_budget)
-            return await _to_its_end(_finish, round_, writers, target)
+            return await to_its_end(_finish, round_, writers, target)
     finally:
         for one in opened:
             await one.reader.close()
@@ -179,12 +179,12 @@ async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opene
 
 async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], memory_budget: int) -> None:
     strategy = round_.strategy
-    rows = strategy.rows(len(round_.updates)) + _ROWS_KEPT * len(strategy.state)
+    rows = 2 * strategy.rows(len(round_.updates)) + _ROWS_KEPT * len(strategy.state)  # of this batch and the last
     plan = list(batches(round_.layout.in_file_order, _numbers(rows, memory_budget), GRAM_BLOCK))
     base = round_.base if task.reads_base else None
     plain, floating = [*([base] if base else []), *round_.updates], list(round_.kept.values())
     jobs = (source.reading(part) for batch in plan for source, part in _parts(round_.layout, batch, plain, floating))
-    async with aclosing(ahead(jobs, READS_AHEAD)) as reads:
+    async with aclosing(ahead(jobs, READS_AHEAD)) as reads, one_aside() as aside:
         for batch in plan:
             folds = _Folds(round_, task, batch)
             if base:
@@ -192,7 +192,7 @@ async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], 
             for index in range(len(round_.updates)):
                 await asyncio.to_thread(folds.add, index, await anext(reads))
             kept = {name: await anext(reads) for name in round_.kept}
-            await _to_its_end(folds.write, kept, writers)
+            await aside(folds.write, kept, writers)  # hashed and written while the next batch is read and added
 
 
 def _parts(
@@ -276,13 +276,3 @@ class _Folds:
             writers[None].write(new.view(np.uint8).data)
             for name, values in keeps.items():
                 writers[name].write(values.view(np.uint8).data)
-
-
-async def _to_its_end(call: Callable[..., T], *arguments: object) -> T:
-    """Runs it in a thread. Cancelling waits for it: nobody may close a file under a thread that writes to it."""
-    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait((running,))
-        raise
