@@ -36,7 +36,7 @@ def build(settings: OrchestratorSettings, *, bus: Bus, store: Store, clock: Cloc
         silos=settings.silos,
         documents=documents,
         experiments=Experiments(documents, Performer(bus, documents, settings.retention), clock),
-        weights=Weights(store, settings.scratch, memory_budget=settings.memory_mb << 20),
+        weights=Weights(store, settings.scratch, memory_budget=settings.memory_budget << 20),
         attendance=Attendance(documents, clock),
         sweeper=Sweeper(
             bus=bus, store=store, documents=documents, clock=clock, settings=settings.retention, silos=settings.silos
@@ -72,9 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="TIME",
         help="end, with status 0, when there was nothing to do for so long: 60s, 5m, 90",
     )
+    parser.add_argument(
+        "--memory-budget",
+        type=int,
+        metavar="MIB",
+        help="what summing a round may use; else the settings' memory_budget",
+    )
     options = parser.parse_args(arguments)
     try:
         settings = load(options.config)
+        if options.memory_budget is not None:
+            settings = settings.model_copy(update={"memory_budget": options.memory_budget})
         log.configure("orchestrator", level=settings.log_level)
         asyncio.run(serve(settings, until_idle=options.until_idle))
     except SettingsError as error:

@@ -151,7 +151,7 @@ def _limit_memory(local: Local, mebibytes: int) -> None:
     """Has the orchestrator started again, with another budget."""
     path = local.folder.orchestrator
     settings = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**settings, "memory_mb": mebibytes}))
+    path.write_text(yaml.safe_dump({**settings, "memory_budget": mebibytes}))
     os.kill(local.processes.ids()["orchestrator"], signal.SIGTERM)
 
 

@@ -34,14 +34,24 @@ def orchestrator(
         str | None,
         typer.Option("--until-idle", metavar="TIME", help="End when there was nothing to do for so long: 60s, 5m, 90."),
     ] = None,
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-budget",
+            metavar="MIB",
+            min=16,
+            help="What summing a round may use besides the program itself, for models of any size; else the settings'.",
+        ),
+    ] = None,
 ) -> None:
     """Runs an orchestrator in the foreground. Any number may run at once."""
     try:
         ending = [] if until_idle is None else ["--until-idle", f"{seconds_of(until_idle):g}"]
     except ValueError as error:
         raise Complaint(f"--until-idle: {error}.") from None
+    limit = [] if memory_budget is None else ["--memory-budget", str(memory_budget)]
     chosen = settings_file(directory, config, role=ORCHESTRATOR)
-    arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen), *ending]
+    arguments = [sys.executable, "-m", "orchestrator", "--config", str(chosen), *ending, *limit]
     os.execv(sys.executable, arguments)  # noqa: S606  (this process becomes the orchestrator: signals reach it)
 
 

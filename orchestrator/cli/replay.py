@@ -36,7 +36,7 @@ async def replay(
     async with reach(directory, config, role=ORCHESTRATOR) as federation:
         documents = Documents(federation.store)
         meant = await _run(documents, experiment, run)
-        weights = Weights(federation.store, chosen.scratch, memory_budget=chosen.memory_mb << 20)
+        weights = Weights(federation.store, chosen.scratch, memory_budget=chosen.memory_budget << 20)
         replays = Replay(federation.store, documents, weights, meant)
         over = await replays.rounds()
         if number is not None and number not in over:

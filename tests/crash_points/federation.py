@@ -164,7 +164,7 @@ class Federation:
             {
                 "silos": list(self.shape.silos),
                 "scratch": self.root / "scratch",
-                "memory_mb": 16,
+                "memory_budget": 16,
                 "retention": self.shape.retention,
                 **_ELSEWHERE,
             }

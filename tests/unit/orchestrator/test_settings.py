@@ -10,7 +10,7 @@ import pytest
 
 from messages.settings import SettingsError
 from orchestrator.app import main
-from orchestrator.settings import load
+from orchestrator.settings import OrchestratorSettings, load
 
 GOOD = """
 bus: {connection_string_env: SILOBUS_CONNECTION}
@@ -30,7 +30,7 @@ def test_a_settings_file_is_read(tmp_path: Path) -> None:
     settings = load(written(tmp_path, GOOD))
     assert settings.silos == ("north", "south")
     assert settings.scratch == tmp_path / "scratch"
-    assert (settings.memory_mb, settings.max_delivery_count) == (256, 10)
+    assert (settings.memory_budget, settings.max_delivery_count) == (256, 10)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,22 @@ def test_a_wrong_settings_file_is_refused(tmp_path: Path, text: str, complaint: 
 def test_a_process_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(tmp_path / "missing.yaml")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "budget"), [([], 128), (["--memory-budget", "64"], 64)])
+def test_the_memory_budget_can_be_given_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], budget: int
+) -> None:
+    served: list[OrchestratorSettings] = []
+
+    async def serve(settings: OrchestratorSettings, **_: object) -> None:
+        served.append(settings)
+
+    monkeypatch.setattr("orchestrator.app.serve", serve)
+    monkeypatch.setattr("messages.log.configure", lambda *_, **__: None)
+    path = written(tmp_path, GOOD + "memory_budget: 128\n")
+    assert main(["--config", str(path), *given]) == 0
+    assert [settings.memory_budget for settings in served] == [budget]
 
 
 def test_starting_does_not_import_what_only_training_needs() -> None:
