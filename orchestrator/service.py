@@ -1,23 +1,22 @@
 """The orchestrator at work: every message it receives becomes an event, here and nowhere else.
 
 What a message does to a run is the core's (`experiment`), how state moves is `transitions`', what becomes of the
-message afterwards is the consumer's. Here is what has to be looked up first: weights, offers, who is enrolled.
+message afterwards is the consumer's. What silos say is `answers`', what a sum takes is `sums`'.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar, assert_never, final
+from typing import Final, assert_never, final
 
 from messages import names
-from messages.codec import FromSilo, OperatorMessage, Work, decode
+from messages.codec import OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Duplicate, Forbidden, NotFound, Poison, Stale, Transient
+from messages.errors import Forbidden, NotFound, Poison
 from messages.experiments import (
     CancelExperiment,
     HoldExperiment,
@@ -33,53 +32,34 @@ from messages.schemas import (
     AggregateRound,
     DeadlinePassed,
     GraceOver,
-    Purpose,
-    Role,
-    RoundDeclined,
     SiloHeartbeat,
-    SiloHello,
     SweepRun,
-    TrainingFailed,
-    UpdatePublished,
 )
-from orchestrator.aggregation import Facts, Strategy, admit, admitted
+from orchestrator.aggregation import Strategy, admitted
+from orchestrator.answers import Answers, round_of
 from orchestrator.blobs import Weights
-from orchestrator.experiment.announcing import roles_of
-from orchestrator.experiment.checking import beyond
-from orchestrator.experiment.collecting import check_update
 from orchestrator.experiment.events import (
     AggregationFailed,
     CancelRequested,
     PauseRequested,
     ResumeRequested,
-    RoundAggregated,
-    RoundRefused,
     StartRequested,
-    TrainingBroke,
-    UpdateCameLate,
-    UpdateRejected,
-    UpdatesCompared,
-    UpdateVerified,
 )
 from orchestrator.experiment.starting import cancelled_before_start, check_start
-from orchestrator.experiment.state import Aggregating, Collecting, State, Tombstone
-from orchestrator.experiment.step import aggregation_of, open_round_of
+from orchestrator.experiment.state import Tombstone
 from orchestrator.idleness import idle, receive_wait
 from orchestrator.members import Members
 from orchestrator.presence import Attendance
 from orchestrator.store import Documents
+from orchestrator.sums import Sums
 from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 
-T = TypeVar("T")
 _log: Final = EventLog(__name__)
 _AT_ONCE: Final = 64
 """Messages of one queue in hand; what is heavy about them waits its turn in `blobs`, so that nothing light does."""
 _PAGE: Final = 250
 """Messages of one look into a queue; Service Bus shows no more at once."""
-_LOOK_EVERY: Final = 30.0
-"""Seconds between two looks whether a sum that is being made is still wanted."""
-_ANSWERS: Final = {"update-published", "round-declined", "training-failed"}
 
 
 @final
@@ -103,6 +83,8 @@ class Orchestrator:
         self._documents, self._experiments = documents, experiments
         self._weights, self._attendance, self._sweeper = weights, attendance, sweeper
         self._members = Members(silos, documents=documents, experiments=experiments, attendance=attendance)
+        self._answers = Answers(experiments=experiments, weights=weights, attendance=attendance, members=self._members)
+        self._sums = Sums(experiments=experiments, weights=weights, clock=clock)
         self._max_delivery_count = max_delivery_count
 
     async def run(self, stop: asyncio.Event, *, until_idle: float | None = None) -> None:
@@ -114,12 +96,7 @@ class Orchestrator:
         consumers = [
             self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison, wait),
             self._consumer(names.WORK, self.on_work, self.on_work_poison, wait),
-            *(
-                self._consumer(
-                    names.from_silo(silo), partial(self.on_silo, silo), partial(self.on_silo_poison, silo), wait
-                )
-                for silo in self._silos
-            ),
+            *(self._silo_consumer(silo, wait) for silo in self._silos),
         ]
         _log.info("orchestrator.ready", silos=list(self._silos))
         async with asyncio.TaskGroup() as group:
@@ -249,74 +226,6 @@ class Orchestrator:
         if isinstance(await self._experiments.apply(name, event), Tombstone):
             raise cancelled_before_start(event)
 
-    # --- silos ---------------------------------------------------------------------------------------------------
-
-    async def on_silo(self, silo: str, delivery: Delivery) -> None:
-        """A message on `from-<silo>`: who sent it is known from the queue, whatever it says."""
-        message: FromSilo = decode(
-            delivery.body, SiloHello, UpdatePublished, RoundDeclined, TrainingFailed, SiloHeartbeat
-        )
-        if isinstance(message, UpdatePublished | RoundDeclined | TrainingFailed):
-            await self._attendance.answered(silo, delivery.enqueued_at)
-        match message:
-            case UpdatePublished():
-                await self._update(silo, message)
-            case RoundDeclined(run=run, round=number, reason=reason):
-                refused = RoundRefused(silo=silo, run=run, round=number, reason=reason)
-                await self._experiments.apply(names.experiment_of(run), refused)
-                _log.info("round.declined", run=run, round=number, silo=silo, reason=reason.value)
-            case TrainingFailed(run=run, round=number, category=category, announcement=announcement):
-                broke = TrainingBroke(
-                    silo=silo, run=run, round=number, reason=category.value, announcement=announcement
-                )
-                await self._experiments.apply(names.experiment_of(run), broke)
-                _log.warning("training.failed", run=run, round=number, silo=silo, category=category.value)
-            case SiloHello():
-                await self._hello(silo, message, delivery)
-            case SiloHeartbeat():
-                await self._attendance.heartbeat(silo, message, delivery.enqueued_at)
-            case _:
-                assert_never(message)
-
-    async def _update(self, silo: str, update: UpdatePublished) -> None:
-        try:
-            await self._count(silo, update)
-        except Stale:  # its round was closed, maybe while the update was being verified
-            late = UpdateCameLate(silo=silo, run=update.run, round=update.round)
-            await self._experiments.apply(names.experiment_of(update.run), late)
-            _log.info("update.late", run=update.run, round=update.round, silo=silo)
-
-    async def _count(self, silo: str, update: UpdatePublished) -> None:
-        experiment = names.experiment_of(update.run)
-
-        def look(state: State | None) -> Collecting:
-            found = open_round_of(state, update.run, update.round)
-            check_update(found, silo, update)
-            return found
-
-        state = await self._experiments.admit(experiment, look, run=update.run)
-        if state.purpose is Purpose.TRAIN:
-            admit(state.run.request, Facts(silo, update.samples, update.steps))
-        payload = None if state.purpose is Purpose.EVALUATE else update.payloads.get("weights")
-        found = await self._weights.verify_update(state, silo, payload) if payload else None
-        norm, etag = (found.norm, found.etag) if found else (None, None)
-        etags: dict[Role, str] = {
-            role: (await self._weights.verify_update(state, silo, update.payloads[role], role)).etag
-            for role in roles_of(state)
-            if role != "weights"
-        }
-        change = found.change if found else None
-        verified = UpdateVerified(silo=silo, update=update, norm=norm, change=change, etag=etag, etags=etags)
-        await self._experiments.apply(experiment, verified)
-        if beyond(state.run.request.checks, change) is None:
-            _log.info(
-                "update.counted", run=update.run, round=update.round, silo=silo, samples=update.samples, norm=norm
-            )
-
-    async def _hello(self, silo: str, hello: SiloHello, delivery: Delivery) -> None:
-        await self._members.said_hello(silo, hello, delivery)
-        _log.info("silo.appeared", silo=silo, instance=hello.instance, agent_version=hello.agent_version)
-
     # --- our own work --------------------------------------------------------------------------------------------
 
     async def on_work(self, delivery: Delivery) -> None:
@@ -325,7 +234,7 @@ class Orchestrator:
         experiment = names.experiment_of(message.run)
         match message:
             case AggregateRound():
-                await self._aggregate(experiment, message)
+                await self._sums.make(message)
             case DeadlinePassed() | GraceOver():
                 await self._experiments.apply(experiment, message)
             case SweepRun(run=run):
@@ -333,67 +242,23 @@ class Orchestrator:
             case _:
                 assert_never(message)
 
-    async def _aggregate(self, experiment: str, message: AggregateRound) -> None:
-        run, number = message.run, message.round
-
-        def look(state: State | None) -> Aggregating:
-            return aggregation_of(state, run, number)
-
-        state = await self._experiments.undertake(experiment, look, message)
-        wanted = partial(self._experiments.admit, experiment, look, run=run)
-        while state.judging is not None:
-            cosines = await self._unless_over(self._weights.compared(state), wanted)
-            announcement = state.closed.announcements
-            compared = UpdatesCompared(run=run, round=number, announcement=announcement, cosines=cosines)
-            with contextlib.suppress(Duplicate):  # another worker was faster, and may be dead: go on from what is so
-                await self._experiments.apply(experiment, compared)
-            state = await wanted()
-        made = await self._unless_over(self._weights.aggregate(state), wanted)
-        aggregated = RoundAggregated(run=run, round=number, payload=made.payload, besides=made.besides)
-        await self._experiments.apply(experiment, aggregated)
-        updates = len(state.closed.updates)
-        _log.info("round.aggregated", run=run, round=number, updates=updates, sha256=made.payload.sha256)
-
-    async def _unless_over(self, summing: Coroutine[Any, Any, T], wanted: Callable[[], Awaitable[object]]) -> T:
-        """What `summing` makes. Given up when another worker has made it meanwhile, or the run is over: what `wanted`
-        then raises. A lock that was lost says neither; whoever is first is first.
-        """
-        task = asyncio.create_task(summing)
-        try:
-            while True:
-                looking = asyncio.create_task(self._clock.sleep(_LOOK_EVERY))
-                await asyncio.wait((task, looking), return_when=asyncio.FIRST_COMPLETED)
-                looking.cancel()
-                if task.done():
-                    return task.result()
-                with contextlib.suppress(Transient):
-                    await wanted()
-        finally:
-            task.cancel()
-            await asyncio.wait((task,))
-
     # --- what can never succeed ----------------------------------------------------------------------------------
 
     async def on_poison(self, delivery: Delivery, poison: Poison) -> None:
         """An operator's message is dead-lettered; there is nobody else to tell."""
 
-    async def on_silo_poison(self, silo: str, delivery: Delivery, poison: Poison) -> None:
-        """Tells the run that this silo's answer is of no use, if it can be made out which run that is."""
-        told = _round_of(delivery.body, _ANSWERS)
-        if told is not None:
-            run, number = told
-            reason = f"{poison.reason}: {poison.description}"[:300]
-            event = UpdateRejected(silo=silo, run=run, round=number, reason=reason)
-            await self._experiments.apply(names.experiment_of(run), event)
-
     async def on_work_poison(self, delivery: Delivery, poison: Poison) -> None:
         """A round that cannot be aggregated ends its run."""
-        told = _round_of(delivery.body, {"aggregate-round"})
+        told = round_of(delivery.body, {"aggregate-round"})
         if told is not None:
             run, number = told
             reason = f"{poison.reason}: {poison.description}"
             event = AggregationFailed(run=run, round=number, reason=reason)
             await self._experiments.apply(names.experiment_of(run), event)
+
+    def _silo_consumer(self, silo: str, wait: float) -> Consumer:
+        on_message, on_poison = partial(self._answers.on_message, silo), partial(self._answers.on_poison, silo)
+        return self._consumer(names.from_silo(silo), on_message, on_poison, wait)
 
     def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison, wait: float) -> Consumer:
         return Consumer(
@@ -411,14 +276,3 @@ class Orchestrator:
 
 def _is_sign_of_life(delivery: Delivery) -> bool:
     return delivery.subject == str(SiloHeartbeat.model_fields["kind"].default)
-
-
-def _round_of(body: bytes, kinds: set[str]) -> tuple[str, int] | None:
-    """Run and round named in a message that may be wrong in every other way; None when they cannot be made out."""
-    try:
-        said = json.loads(body)
-        run, number = str(said["run"]), int(said["round"])
-        names.experiment_of(run)
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return None
-    return (run, number) if said.get("kind") in kinds and 0 <= number <= 99_999 else None
