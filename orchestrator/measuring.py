@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from messages import names
-from messages.errors import NotFound
+from messages.errors import Conflict, NotFound
 from messages.ports import Reader, Store
 from messages.safetensors_scan import Scanner
 from messages.schemas import Payload
@@ -68,8 +68,14 @@ async def scan_measuring(
         if payload.form == "weights":
             name = names.weights_blob(state.run.id, model.round, model.payload.sha256)
             base = await _opened(store, names.GLOBAL, name, held)
+        new = _Changed(Opened(reader, layout), base)
         last = await _last(store, state, silo, layout, held) if checks.measure else None
-        return await _scan(_Changed(Opened(reader, layout), base), last)
+        if last is not None:
+            # Retention may delete the last update while it is read, and the new one is none the worse for it. If it is
+            # the new one or its base that is gone, the pass without the last says so.
+            with suppress(NotFound, Conflict):
+                return await _scan(new, last)
+        return await _scan(new, None)
 
 
 async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change]:
@@ -135,7 +141,7 @@ async def _last(store: Store, state: Collecting, silo: str, layout: Layout, held
         if payload.form == "weights":
             name = await _made_in(store, run, pace.updated - 1)
             base = await _opened(store, names.GLOBAL, name, held)
-    except NotFound:
+    except (NotFound, Conflict):
         return None
     return None if update.layout.difference(layout) else _Changed(update, base)
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from messages import names
+from messages.ports import Reader
 from messages.schemas import AggregateRound, ClosedBecause, Purpose, RoundAnnounced, RoundClosed
+from messages.transport.memory_store import MemoryStore
 from orchestrator.blobs import Weights
 from orchestrator.experiment.checking import Change
-from orchestrator.experiment.state import Aggregating, Ended, RoundRecord, RunOutcome
+from orchestrator.experiment.state import Aggregating, Collecting, Ended, RoundRecord, RunOutcome
 from orchestrator.replay import Replay
 from orchestrator.store import Documents
 from tests.scenario.faults import Trouble
@@ -301,3 +303,42 @@ async def test_the_last_update_is_not_missed_when_it_is_gone() -> None:
     assert over.outcome is RunOutcome.COMPLETED
     lasts = {silo: change.cosine_last for silo, change in changes(record).items() if change}
     assert lasts == {"east": 1.0, "north": 1.0, "west": None}
+
+
+class _Vanishing:
+    """A reader of a blob that is deleted once so many ranges of it were read."""
+
+    def __init__(self, store: MemoryStore, container: str, name: str, reader: Reader, reads: int) -> None:
+        self._store, self._container, self._name, self._reader, self._reads = store, container, name, reader, reads
+        self.size, self.etag, self.close = reader.size, reader.etag, reader.close
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if self._reads == 0:
+            await self._store.delete(self._container, self._name)
+        self._reads -= 1
+        return await self._reader.read(offset, length)
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+@pytest.mark.parametrize("container", ["updates-west", names.GLOBAL])
+async def test_the_last_update_may_be_deleted_while_it_is_read(container: str, reads: int) -> None:
+    """Or what it was a change to. The first range that is read is the header's, the second has numbers."""
+    async with world(HONEST) as w:
+        opened = w.store.open
+
+        async def vanishing(where: str, name: str) -> Reader:
+            reader, state = await opened(where, name), w.state()
+            number = 1 if container != names.GLOBAL else 0  # that the last update was for; what it started from
+            if not (isinstance(state, Collecting) and state.round == 2 and where == container):
+                return reader
+            theirs = name.startswith(names.round_prefix(state.run.id, number))
+            return _Vanishing(w.store, where, name, reader, reads) if theirs else reader
+
+        w.store.open = vanishing  # type: ignore[method-assign]
+        await w.start()
+        w.live_silos("west")
+        run = await w.begin(rounds=2, silos=["west"], quorum={"minimum": 1}, checks={"measure": True})
+        over = await w.ended()
+        assert await w.dead_letters(names.from_silo("west")) == []
+    assert over.outcome is RunOutcome.COMPLETED
+    assert changes(record_of(w, run, 2)) == {"west": Change(norm=8.0)}
