@@ -157,8 +157,8 @@ def _fill(target: bytearray, view: memoryview, length: int) -> memoryview:
 def _squares(data: memoryview, dtype: str) -> list[float]:
     """The sum of squares of each block, roughly; what overflows is infinite, what is not a number is not one."""
     found: list[float] = []
-    step = _AT_ONCE * _BLOCK * DTYPES[dtype].itemsize
-    for start in range(0, len(data), step):
+    step = len(data) if dtype == "F32" else _AT_ONCE * _BLOCK * DTYPES[dtype].itemsize
+    for start in range(0, len(data), step or 1):
         rows = np.frombuffer(data[start : start + step], DTYPES[dtype]).astype(np.float32, copy=False).reshape(-1, _ROW)
         with np.errstate(over="ignore", invalid="ignore"):
             sums = np.vecdot(rows, rows)
