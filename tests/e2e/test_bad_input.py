@@ -204,7 +204,7 @@ OPERATOR = {
     ),
     "extra field": (start(round=SECRET), "invalid-message", "round: Extra inputs are not permitted"),
     "wrong type": (start(rounds=SECRET), "invalid-message", "rounds: Input should be a valid integer"),
-    "newer version": (start(schema_version=99), "invalid-message", "schema_version: Input should be 1"),
+    "newer version": (start(schema_version=99), "unknown-version", "upgrade the orchestrator"),
     "NaN learning rate": (start(hyperparameters={"lr": float("nan")}), "not-json", "NaN is not a JSON number"),
     "infinite learning rate": (
         start(hyperparameters={"lr": 0}).replace(b"0}", b"1e999}"),
@@ -563,7 +563,7 @@ def test_a_second_update_with_other_content_is_refused_and_the_first_counts(
         federation.quietly_completed("from-rogue", first)
         other = safetensors({name: tensor + np.float32(1000) for name, tensor in MODEL.items()})
         letter = federation.dead_letter("from-rogue", rogue.publishes(asked, rogue.uploads(asked, other)))
-        explains(federation, letter, "update-conflict", "the first one counts", "two agents")
+        explains(federation, letter, "update-conflict", "the first one was counted", "two agents")
     federation.wait_for_round("changeable", 2)
     assert all((tensor == 4).all() for tensor in federation.weights(asked["run"], 1).values())
     cancel(federation, "changeable")
