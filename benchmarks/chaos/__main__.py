@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from benchmarks.chaos.director import Director
 from benchmarks.chaos.disks import enter_namespace
 from benchmarks.chaos.judge import Judge
 from benchmarks.chaos.load import Load, Operator
-from benchmarks.chaos.plan import EVERY, Action, Kind, plan
+from benchmarks.chaos.plan import EVERY, KILLS, Action, Kind, plan
 from benchmarks.chaos.stage import SILOS, Stage
 from messages import names
 from orchestrator.cli.federation import Federation, reach
@@ -50,6 +50,8 @@ class Options:
     actions: Sequence[Action]
     patience: float
     """Seconds after the faults in which every experiment must end."""
+    least_kills: int
+    """With fewer nothing was shown."""
 
 
 async def run(options: Options, root: Path, *, small_disks: bool) -> tuple[dict[str, Any], Stage]:
@@ -104,12 +106,16 @@ async def _perform(options: Options, stage: Stage, federation: Federation) -> di
         judge.say(f"{name} had not ended {options.patience:g} s after the faults")
     judge.homes({s.name: Home(stage.folder.home(s.name)) for s in SILOS}, keep=_keep_rounds())
     await judge.experiments()
-    judge.dead_letters(letters.letters.values())
     judge.logs(stage.folder.root / "logs")
+    judge.dead_letters(letters.letters.values())
     judge.disk(stage.folder.root / "scratch", stage.folder.store / ".incoming")
     for pid in await stage.trainers():
         judge.say(f"process {pid} trains, and its agent has ended")
     counts = director.counts
+    if judge.completed == 0:
+        judge.say("no experiment completed, so nothing was shown")
+    if counts["kills"] < options.least_kills:
+        judge.say(f"{counts['kills']} kills are fewer than {options.least_kills}, so little was shown")
     return {
         "seed": options.seed,
         "minutes": round(options.seconds / 60, 2),
@@ -179,12 +185,22 @@ def options_from(arguments: Sequence[str] | None = None) -> tuple[argparse.Names
     parser.add_argument("--only", action="append", choices=[str(kind) for kind in Kind], help="nothing else goes wrong")
     for kind, every in EVERY.items():
         parser.add_argument(f"--{kind}-every", type=float, default=every, metavar="SECONDS", help="on average")
+    at_least = "fewer are a violation; 1 unless nothing that kills was asked for"
+    parser.add_argument("--at-least-kills", type=int, metavar="N", help=at_least)
+    compare = (
+        "one orchestrator, then two; status 1 when two are not faster. With --only kill-orchestrator, if none is given"
+    )
+    parser.add_argument("--compare", action="store_true", help=compare)
     parser.add_argument("--patience", type=float, default=180.0, help="seconds until all must have ended")
     parser.add_argument("--dir", type=Path, help="an empty folder for everything; it is kept")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
+    if args.compare and args.only is None:
+        args.only = [Kind.KILL_ORCHESTRATOR]
     wanted = args.only or list(Kind)
     every_of = {kind: getattr(args, f"{kind}-every".replace("-", "_")) for kind in Kind if kind in wanted}
+    actions = plan(args.seed, args.minutes * 60, every_of)
+    kills = any(action.kind in KILLS for action in actions)
     options = Options(
         seconds=args.minutes * 60,
         seed=args.seed,
@@ -193,34 +209,69 @@ def options_from(arguments: Sequence[str] | None = None) -> tuple[argparse.Names
         floats=args.floats,
         lock=args.lock,
         faults=[fault for fault in args.fault or (FAULTS if args.only is None else ()) if fault != "none"],
-        actions=plan(args.seed, args.minutes * 60, every_of),
+        actions=actions,
         patience=args.patience,
+        least_kills=int(kills) if args.at_least_kills is None else args.at_least_kills,
     )
     return args, options
 
 
 def main() -> int:
-    """The exit status: 1 with violations."""
+    """The exit status: 1 with violations, and where two orchestrators are not faster than one."""
     args, options = options_from()
-    small_disks = any(action.kind is Kind.FILL_DISK for action in options.actions) and enter_namespace()
-    root = (args.dir or Path(tempfile.mkdtemp(prefix="silobus-chaos-"))).absolute()
-    report, stage = asyncio.run(run(options, root, small_disks=small_disks))
-    keep = bool(args.dir or report["violations"])
-    stage.forget(keep=keep)
-    if args.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name, value in report.items():
-            if name != "violations":
-                print(f"{name.replace('_', ' '):>20}  {value}")
-        for violation in report["violations"]:
-            print(f"VIOLATION  {violation}")
-        print("No violations." if not report["violations"] else f"{len(report['violations'])} violations.")
-    if not small_disks and any(action.kind is Kind.FILL_DISK for action in options.actions):
+    fills_disks = any(action.kind is Kind.FILL_DISK for action in options.actions)
+    small_disks = fills_disks and enter_namespace()
+    if fills_disks and not small_disks:
         print("No disk was filled: this machine lets nobody mount a file system of their own.", file=sys.stderr)
+    if not args.compare:
+        report = _performed(options, args.dir, small_disks=small_disks)
+        _print(report, as_json=args.json)
+        return 1 if report["violations"] else 0
+    reports = []
+    for orchestrators in (1, 2):
+        folder = args.dir and args.dir / f"orchestrators-{orchestrators}"
+        reports.append(_performed(replace(options, orchestrators=orchestrators), folder, small_disks=small_disks))
+        if not args.json:
+            _print(reports[-1], as_json=False)
+    wrong = compared(*reports)
+    if args.json:
+        print(json.dumps({"runs": reports, "violations": wrong}, indent=2))
+    else:
+        one, two = (report["rounds_per_minute"] for report in reports)
+        print(f"One orchestrator made {one} rounds per minute, two made {two}.")
+    return 1 if wrong else 0
+
+
+def compared(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    """The violations of both, and that two orchestrators are not faster, if they are not."""
+    wrong = [*one["violations"], *two["violations"]]
+    slow, fast = one["rounds_per_minute"], two["rounds_per_minute"]
+    if fast <= slow:
+        wrong.append(f"two orchestrators made {fast} rounds per minute, which is no more than the {slow} of one")
+    return wrong
+
+
+def _performed(options: Options, folder: Path | None, *, small_disks: bool) -> dict[str, Any]:
+    """The report of one performance, whose folder is kept if it was named, or if something is wrong."""
+    root = (folder or Path(tempfile.mkdtemp(prefix="silobus-chaos-"))).absolute()
+    report, stage = asyncio.run(run(options, root, small_disks=small_disks))
+    keep = bool(folder or report["violations"])
+    stage.forget(keep=keep)
     if keep:
         print(f"Everything is in {root}: actions.jsonl, logs/, store/, silos/.", file=sys.stderr)
-    return 1 if report["violations"] else 0
+    return report
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for name, value in report.items():
+        if name != "violations":
+            print(f"{name.replace('_', ' '):>20}  {value}")
+    for violation in report["violations"]:
+        print(f"VIOLATION  {violation}")
+    print("No violations." if not report["violations"] else f"{len(report['violations'])} violations.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The verdict: what must be so after everything, looked up in the store, in the silos' homes and on disk.
 
-Nothing is asked of the processes, and what must come out is computed here once more, by other code than theirs: each
-round's weights are float32 of the float64 mean of what its silos must have added to the round before.
+Nothing is asked of the processes. What weights must be is `arithmetic`'s, which dead letters are no violation
+`dead_letters`'.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.chaos.dead_letters import Letter
+from benchmarks.chaos.arithmetic import INITIAL, after
+from benchmarks.chaos.dead_letters import Letter, wrong_with
 from benchmarks.chaos.load import Asked, state_of
 from benchmarks.chaos.stage import MODELS_KEPT, SILOS, UPDATES_KEPT
 from messages import names
 from messages.ports import BlobInfo, Store
 from messages.schemas import Purpose
 from messages.weights import read_tensors
-from orchestrator.experiment.state import Ended, RoundOutcome, RoundRecord, RunOutcome, UpdateRecord
+from orchestrator.experiment.state import Ended, RoundOutcome, RoundRecord, RunOutcome
 from silo_agent.home import Home
 from silobus.state import read_state
-
-EXPLAINED = frozenset({"bug", "MaxDeliveryCountExceeded"})
-"""Reasons that killing processes can give: delivered so often that nobody will try again. All others mean that
-somebody said something wrong, and here nobody lies."""
 
 _BUGS = frozenset({"agent.fault", "experiment.not-reconciled", "experiment.not-announced"})
 """Words for it in logs, besides those that end with `bug`."""
@@ -45,6 +43,8 @@ class Judge:
         self.violations: list[str] = []
         self.records: dict[str, dict[int, RoundRecord]] = {}
         self.completed = 0
+        self._given_up: dict[str, datetime] = {}
+        """When a process first set a message aside, by its id."""
 
     def say(self, violation: str) -> None:
         """Adds a violation."""
@@ -132,26 +132,30 @@ class Judge:
         counts: Mapping[str, Mapping[int, int]],
         made: Files,
     ) -> None:
-        adds = str(asked.message.hyperparameters["adds"])
-        weights = np.float32(0)
+        due = INITIAL
         for number in range(asked.message.rounds + 1):
+            record = records[number]
             if number:
-                weights = _mean(weights, adds, number, records[number].updates, counts)
-            files = made.get((run, number), ())
-            if not files and number <= asked.message.rounds - MODELS_KEPT:
-                continue  # its time was over
-            if len(files) > 1:
-                self.say(f"{run} round {number} has {len(files)} results")
-            model = records[number].model
-            name = None if model is None else names.weights_blob(run, number, model.sha256)
-            if name is None or all(info.name != name for info in files):
-                self.say(f"{run} round {number}: its result is not in the store")
-                continue
-            found = await self._numbers(name)
-            if found != {float(weights)}:
-                shown = ", ".join(f"{number:g}" for number in sorted(found)[:3])
-                self.say(f"{run} round {number}: every weight must be {float(weights):.9g}, and there is {shown}")
+                trained = {update.silo: counts[update.silo][number] for update in record.updates}
+                due = after(asked.row, due, record.updates, trained)
+            numbers = {"weight": due.weights, **due.kept}
+            payloads = {**({"weight": record.model} if record.model else {}), **record.besides}
+            if payloads.keys() != numbers.keys():
+                self.say(f"{run} round {number} made {sorted(payloads)} instead of {sorted(numbers)}")
                 return
+            blobs = {what: names.weights_blob(run, number, payload.sha256) for what, payload in payloads.items()}
+            there = {info.name for info in made.get((run, number), ())}
+            if not there and number <= asked.message.rounds - MODELS_KEPT:
+                continue  # its time was over
+            if more := there - set(blobs.values()):
+                self.say(f"{run} round {number} has {len(more)} results that its record does not name")
+            for what, blob in blobs.items():
+                if blob not in there:
+                    self.say(f"{run} round {number}: its {what} is not in the store")
+                elif (found := await self._numbers(blob)) != {numbers[what]}:
+                    shown = ", ".join(f"{each:g}" for each in sorted(found)[:3])
+                    self.say(f"{run} round {number}: every {what} must be {numbers[what]:.9g}, and there is {shown}")
+                    return
 
     async def _numbers(self, blob: str) -> set[float]:
         """All numbers that there are in a file of weights."""
@@ -189,11 +193,14 @@ class Judge:
         return found
 
     def logs(self, folder: Path) -> None:
-        """No process met a bug of ours."""
+        """No process met a bug of ours; call it before `dead_letters`, which asks when messages were given up."""
         for log in sorted(folder.glob("*.log")):
             for line in log.read_text(errors="replace").splitlines():
                 said = _event(line)
                 word = str(said.get("event", ""))
+                if word == "message.dead-lettered":
+                    at = datetime.fromisoformat(said["time"])
+                    self._given_up[said["message"]] = min(at, self._given_up.get(said["message"], at))
                 if word.endswith("bug") or word in _BUGS:
                     told = str(said.get("traceback", said.get("error", ""))).strip().rpartition("\n")[2]
                     self.say(f"{log.name}: {word} at {said.get('time')}: {told[:200]}")
@@ -207,25 +214,11 @@ class Judge:
 
     def dead_letters(self, letters: Iterable[Letter]) -> None:
         """Each has a reason that killing explains, and what became of its round is on record."""
-        runs = {asked.run for asked in self._asked}
+        asked = {each.run: each.message.experiment for each in self._asked}
         for letter in letters:
-            about = f"dead letter {letter.message_id} of {letter.queue} ({letter.kind}, {letter.run}, {letter.round})"
-            if letter.reason not in EXPLAINED or not letter.description:
-                self.say(f"{about}: {letter.reason}: {letter.description}")
-            elif letter.run is not None and letter.run not in runs:
-                self.say(f"{about}: of a run that nobody started")
-            elif letter.run in self.records and not self._is_known(letter, self.records[letter.run]):
-                self.say(f"{about}: {letter.reason}, and its run does not know")
-
-    def _is_known(self, letter: Letter, records: Mapping[int, RoundRecord]) -> bool:
-        """The round went on without it: it is over, and where the letter is a silo's, the silo stands in its record."""
-        if letter.round is None or letter.round not in records:
-            return letter.round is None
-        silo = letter.queue.partition("-")[2]
-        record = records[letter.round]
-        if not silo or record.purpose is Purpose.INITIALISE:
-            return True
-        return silo in record.others or any(update.silo == silo for update in record.updates)
+            if wrong := wrong_with(letter, asked, self.records, self._given_up.get(letter.message_id)):
+                about = f"{letter.message_id} of {letter.queue} ({letter.kind}, {letter.run}, {letter.round})"
+                self.say(f"dead letter {about}: {wrong}")
 
     async def _records(self, run: str) -> dict[int, RoundRecord]:
         found = await self._store.list(names.STATE, f"rounds/{run}/")
@@ -240,25 +233,6 @@ class Judge:
             if file:
                 found[run, int(number)].append(info)
         return found
-
-
-def _mean(
-    before: Any, adds: str, number: int, updates: Sequence[UpdateRecord], counts: Mapping[str, Mapping[int, int]]
-) -> Any:
-    """The weights after a round: every one of them is this number."""
-    silos = {silo.name: silo for silo in SILOS}
-    total = sum(silos[update.silo].samples for update in updates)
-    mean = np.float64(0)
-    for update in updates:
-        silo = silos[update.silo]
-        trained = counts[silo.name][number]
-        added = {
-            "constant": silo.adds,
-            "count": silo.adds * trained,
-            "momentum": silo.adds * (2 - 0.5 ** (trained - 1)),
-        }[adds]
-        mean += np.float64(before + np.float32(added)) * (silo.samples / total)
-    return np.float32(mean)
 
 
 def _names_update(files: Iterable[BlobInfo]) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
+from typing import Final
 
 from messages import names
 from messages.errors import NotFound, SilobusError
-from messages.experiments import Quorum, StartExperiment
+from messages.experiments import Quorum, StartExperiment, Strategy
 from messages.ports import Store
 from orchestrator.cli import experiments
 from orchestrator.cli.federation import Federation
@@ -20,8 +21,25 @@ from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import Ended, State, Tombstone
 
 TASK = "add"
-ADDS = ("constant", "count", "momentum")
-"""What the trainer does (`trainer.py`). A strategy with state of its own at the server has its place here."""
+ADDS: Final = ("constant", "count", "momentum")
+"""What the trainer does (`trainer.py`)."""
+SERVER_MOMENTUM: Final = 0.5
+"""A power of two, so that float32 holds every velocity, and every model, exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A kind of experiment: what its silos add, and how that is summed. What comes of it is `arithmetic`'s."""
+
+    name: str
+    adds: str
+    strategy: Strategy
+
+
+ROWS: Final = (
+    *(Row(adds, adds, Strategy()) for adds in ADDS),
+    Row("server-momentum", "constant", Strategy(name="fedavgm", options={"momentum": SERVER_MOMENTUM})),
+)
 DEADLINE = 10.0
 """Seconds until a round without a quorum is announced again: what a disk was full for is tried again then."""
 _AGAIN = 8.0
@@ -35,6 +53,7 @@ class Asked:
 
     message: StartExperiment
     message_id: str
+    row: Row
 
     @property
     def run(self) -> str:
@@ -51,22 +70,23 @@ class Load:
     delay: float
     """Seconds that a silo trains, at most; half of it at least."""
     partial: bool
-    """Whether every fourth experiment is content with two silos."""
+    """Whether every fifth experiment is content with two silos: each row is, in its turn."""
 
     def experiment(self, seed: int, number: int) -> Asked:
         """The experiment of this number: it follows from both alone."""
         chance = random.Random(f"{seed} experiment {number}")  # noqa: S311  # repeatable, not secret
-        adds = ADDS[number % len(ADDS)]
-        partial = self.partial and number % 4 == 3
+        row = ROWS[number % len(ROWS)]
+        partial = self.partial and number % (len(ROWS) + 1) == 3
         quorum = Quorum(minimum=2 if partial else "all", grace=0.5, deadline=DEADLINE, reminders=1000)
         message = StartExperiment(
-            experiment=f"{adds}-{number}",
+            experiment=f"{row.name}-{number}",
             task=TASK,
             rounds=chance.randint(max(1, self.rounds - 2), self.rounds + 2),
             quorum=quorum,
-            hyperparameters={"adds": adds, "delay": round(chance.uniform(self.delay / 2, self.delay), 3)},
+            strategy=row.strategy,
+            hyperparameters={"adds": row.adds, "delay": round(chance.uniform(self.delay / 2, self.delay), 3)},
         )
-        return Asked(message, f"start-{number}-{chance.getrandbits(64):016x}")
+        return Asked(message, f"start-{number}-{chance.getrandbits(64):016x}", row)
 
 
 class Operator:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     EMPTY_QUEUES = "empty-queues"
 
 
+KILLS = frozenset({Kind.KILL_ORCHESTRATOR, Kind.KILL_AGENT, Kind.KILL_TRAINER, Kind.KILL_BUS})
 EVERY: Mapping[Kind, float] = {
     Kind.KILL_ORCHESTRATOR: 10.0,
     Kind.KILL_AGENT: 15.0,
