@@ -91,7 +91,7 @@ def _reached(result: Result) -> str:
 def _gain(difference: Difference | None, digits: int) -> str:
     if difference is None:
         return "not all reached it"
-    return f"{difference.mean:+.{digits}f} ± {difference.half_width:.{digits}f}"
+    return f"{round(difference.mean, digits) + 0.0:+.{digits}f} ± {difference.half_width:.{digits}f}"
 
 
 def text(results: Sequence[Result]) -> str:
