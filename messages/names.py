@@ -117,6 +117,11 @@ def swept_blob(run: str) -> str:
     return f"swept/{run}.json"
 
 
+def kept_blob(updates: int | None, models: int | None, run: str) -> str:
+    """In `state`: this run is over, and nothing more of it goes while so many rounds of each are kept for ever."""
+    return f"kept/{'all' if updates is None else updates}-{'all' if models is None else models}/{run}.json"
+
+
 def presence_blob(silo: str) -> str:
     """In `state`: what a silo offers and when it was last heard of."""
     return f"presence/{silo}.json"

@@ -343,3 +343,5 @@ class SweepRun(Machine):
 
     kind: Literal["sweep-run"] = "sweep-run"
     run: RunId
+    last: bool = False
+    """Whether the run's last sweep hangs on this message: when it comes before its time, it is sent again for then."""

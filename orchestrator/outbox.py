@@ -97,7 +97,9 @@ class Performer:
             case RecordRun(ended=ended):
                 await self._documents.record_run(ended)
                 if (expiry := expires_at(ended.ended_at, self._retention)) is not None:
-                    await self._send(names.WORK, SweepRun(run=ended.run.id), ended.run.id, message_id, expiry)
+                    await self._send(
+                        names.WORK, SweepRun(run=ended.run.id, last=True), ended.run.id, message_id, expiry
+                    )
             case _:
                 assert_never(effect)
 

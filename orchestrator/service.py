@@ -237,8 +237,8 @@ class Orchestrator:
                 await self._sums.make(message)
             case DeadlinePassed() | GraceOver():
                 await self._experiments.apply(experiment, message)
-            case SweepRun(run=run):
-                await self._sweeper.sweep(run)
+            case SweepRun():
+                await self._sweeper.sweep(message, delivery.enqueued_at)
             case _:
                 assert_never(message)
 

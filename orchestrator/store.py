@@ -18,6 +18,7 @@ from messages.schemas import Head
 from orchestrator.documents import ExperimentDocument, Presence, Retained
 from orchestrator.experiment.state import Ended, RoundRecord
 from orchestrator.live import LiveRuns
+from orchestrator.settings import RetentionSettings
 
 MOST_BYTES: Final = 32 << 20
 """The largest document; enough for the answers of thousands of silos."""
@@ -138,21 +139,27 @@ class Documents:
                 continue
             return after
 
-    async def unswept(self) -> list[str]:
+    async def unswept(self, settings: RetentionSettings) -> list[str]:
         """Runs of which something may still have to be deleted: those over, or swept before, and not for the last time.
 
-        Three listings, whatever is in the documents.
+        Four listings at most, whatever is in the documents.
         """
-        there, swept = set[str](), names.swept_blob("").removesuffix(".json")
-        for prefix in (names.run_blob(""), names.retained_blob("")):
-            there |= await self._runs(prefix.removesuffix(".json"))
-        return sorted(there - await self._runs(swept))
+        there = await self._runs(names.run_blob("")) | await self._runs(names.retained_blob(""))
+        done = await self._runs(names.swept_blob(""))
+        if settings.days is None:
+            done |= await self._runs(names.kept_blob(settings.updates, settings.models, ""))
+        return sorted(there - done)
 
     async def record_swept(self, run: str) -> None:
         """Remembers that a run was swept for the last time."""
         await self._write_once(names.swept_blob(run), b"{}")
 
-    async def _runs(self, prefix: str) -> set[str]:
+    async def record_kept(self, run: str, settings: RetentionSettings) -> None:
+        """Remembers that of a run that is over nothing more goes under these settings, by which `days` is null."""
+        await self._write_once(names.kept_blob(settings.updates, settings.models, run), b"{}")
+
+    async def _runs(self, nameless: str) -> set[str]:
+        prefix = nameless.removesuffix(".json")
         listed = await self._store.list(names.STATE, prefix)
         return {blob.name.removeprefix(prefix).removesuffix(".json") for blob in listed}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, final
 from weakref import WeakValueDictionary
@@ -33,6 +33,8 @@ from orchestrator.store import Documents
 _log: Final = EventLog(__name__)
 _AT_ONCE: Final = 16
 """Containers that are swept at the same time."""
+_EARLY: Final = timedelta(seconds=60)
+"""At least so long waits a last sweep that came before its time."""
 
 
 @final
@@ -53,16 +55,18 @@ class Sweeper:
         self._settings, self._silos = settings, tuple(silos)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def sweep(self, run: str) -> None:
+    async def sweep(self, message: SweepRun, posted_at: datetime) -> None:
         """Deletes what may go of this run, and asks for the next sweep if there is one to come.
 
-        Raises Stale when an operator holds it, Poison for a run that there is not. The lock only spares this process
-        from deleting twice what two messages ask for.
+        `posted_at` is when the message was enqueued, or was due, by the broker's clock. Raises Stale when an operator
+        holds the run, Poison for one that there is not. The lock only spares this process from deleting twice what two
+        messages ask for.
         """
-        async with self._locks.setdefault(run, asyncio.Lock()):
-            await self._sweep(run)
+        async with self._locks.setdefault(message.run, asyncio.Lock()):
+            await self._sweep(message, posted_at)
 
-    async def _sweep(self, run: str) -> None:
+    async def _sweep(self, message: SweepRun, posted_at: datetime) -> None:
+        run = message.run
         state: Live | Ended | None = None
 
         async def grow(known: Retained) -> Retained:
@@ -84,7 +88,7 @@ class Sweeper:
             await self._documents.record_swept(run)
             _log.info("run.swept", run=run)
             return
-        await self._ask_again(state, said)
+        await self._ask_again(state, said, message, posted_at)
 
     async def change_hold(self, message: HoldExperiment | ReleaseExperiment, posted_at: datetime) -> None:
         """Holds a run, or lets it go. Raises Duplicate, Stale for what was posted before the last, Poison."""
@@ -100,18 +104,27 @@ class Sweeper:
         await self._documents.change_retained(run, change)
         _log.info("run.held" if holds else "run.released", run=run)
         if not holds:  # every time: the last try may have died here
-            await self._ask(run, f"{run}-sweep-released-{posted_at.isoformat()}")
+            await self._ask(SweepRun(run=run), f"{run}-sweep-released-{posted_at.isoformat()}")
 
     async def rearm(self, standing: Collection[object] = ()) -> None:
         """Asks for a sweep of every run that may need one and has none in `standing`, which is what waits in `work`.
 
-        Each is asked for until the bus has it: beginning again at the first would, with many runs, never end.
+        Each is asked for until the bus has it: beginning again at the first would, with many runs, never end. Of one
+        that is held, the release asks.
         """
         now = self._clock.now()
-        for run in await retry_transient(self._documents.unswept, clock=self._clock):
-            if SweepRun(run=run) not in standing:
-                asking = partial(self._ask, run, f"{run}-sweep-{now.isoformat()}")
-                await retry_transient(asking, clock=self._clock)
+        for run in await retry_transient(partial(self._documents.unswept, self._settings), clock=self._clock):
+            wanted = SweepRun(run=run, last=True)
+            if wanted in standing or await retry_transient(partial(self._is_held, run), clock=self._clock):
+                continue
+            asking = partial(self._ask, wanted, f"{run}-sweep-{now.isoformat()}")
+            await retry_transient(asking, clock=self._clock)
+
+    async def _is_held(self, run: str) -> bool:
+        try:
+            return (await self._documents.retained(run))[0].held_at is not None
+        except ValueError:  # somebody edited the document: the sweep says so, and holds up no other
+            return False
 
     async def _go_through(self, said: Retained, silos: Iterable[str]) -> None:
         """Round by round, from where the last sweep ended."""
@@ -142,17 +155,29 @@ class Sweeper:
 
         await _all(one(container) for container in dict.fromkeys(containers))
 
-    async def _ask_again(self, state: Live | Ended, said: Retained) -> None:
-        """The next hundred rounds, or the last sweep of a run that is over."""
+    async def _ask_again(self, state: Live | Ended, said: Retained, message: SweepRun, posted_at: datetime) -> None:
+        """The next hundred rounds; or the last sweep of a run that is over, where nobody else has asked for it."""
         run, now = said.run, self._clock.now()
         if tombstone(state, said, self._settings, now) != said:
-            await self._ask(run, f"{run}-sweep-{said.updates_before}-{said.models_before}")
-        elif isinstance(state, Ended) and (at := expires_at(state.ended_at, self._settings)) is not None:
-            await self._ask(run, f"{run}-sweep-{at.isoformat()}", at)
+            which = f"{'last-' if message.last else ''}{said.updates_before}-{said.models_before}"
+            await self._ask(message, f"{run}-sweep-{which}")
+        elif isinstance(state, Ended):
+            at = expires_at(state.ended_at, self._settings)
+            if at is None:
+                await self._documents.record_kept(run, self._settings)
+            elif message.last or posted_at >= at:
+                # Where our clock is behind the broker's, what is due in our future is delivered at once, each time.
+                at = max(at, max(now, posted_at) + _EARLY)
+                await self._ask(SweepRun(run=run, last=True), f"{run}-sweep-{at.isoformat()}", at)
 
-    async def _ask(self, run: str, message_id: str, at: datetime | None = None) -> None:
-        body = encode(SweepRun(run=run))
-        outgoing = Outgoing(body=body, message_id=message_id, subject="sweep-run", correlation_id=run, scheduled_at=at)
+    async def _ask(self, message: SweepRun, message_id: str, at: datetime | None = None) -> None:
+        outgoing = Outgoing(
+            body=encode(message),
+            message_id=message_id,
+            subject=message.kind,
+            correlation_id=message.run,
+            scheduled_at=at,
+        )
         await self._bus.send(names.WORK, outgoing)
 
     async def _state(self, run: str) -> Live | Ended:

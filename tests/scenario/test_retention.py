@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.settings import RetentionSettings
 from tests.scenario.faults import Trouble
 from tests.scenario.world import World
-from tests.virtual_clock import rest
+from tests.virtual_clock import VirtualClock, rest
 
 SILOS = {"north": 12.0, "south": 18.0}
 TIGHT = RetentionSettings(updates=0, models=1, days=0.001)
@@ -403,6 +403,93 @@ async def test_orchestrators_that_come_and_go_leave_one_sweep_waiting() -> None:
             await w.start()
             await rest()
         assert len(await w.waiting(names.WORK)) == before
+
+
+class _Behind:
+    """A clock that is slow."""
+
+    def __init__(self, clock: VirtualClock, seconds: float) -> None:
+        self._clock, self._behind = clock, timedelta(seconds=seconds)
+        self.sleep = clock.sleep
+
+    def now(self) -> datetime:
+        return self._clock.now() - self._behind
+
+
+@pytest.mark.parametrize("seconds", [5, 300])
+async def test_a_sweep_that_comes_before_its_time_waits_a_while(seconds: float) -> None:
+    """By the clock of an orchestrator that is behind the broker's: what is due in its future is due already."""
+    async with world() as w:
+        process = await w.start()
+        process.orchestrator._sweeper._clock = _Behind(w.clock, seconds)  # type: ignore[assignment]
+        w.live_silos()
+        run = await w.begin(rounds=2)
+        await w.ended()
+        await rest()
+        log = process.trouble.log
+        before = len(log)
+
+        def sweeps() -> int:
+            return sum(line == f"read {names.run_blob(run)}" for line in log[before:])
+
+        await w.clock.until(lambda: is_swept(w, run) or sweeps() > 20, within=10 * EXPIRY)
+        assert is_swept(w, run)
+        assert sweeps() <= 2 + seconds / 60
+        assert [d.subject for d in await w.waiting(names.WORK) if d.subject == "sweep-run"] == []
+
+
+async def test_a_long_run_and_a_release_leave_one_sweep_waiting() -> None:
+    """That which the end asked for; those of the last rounds come after it, and that of the release, too."""
+    async with world(RetentionSettings(updates=0, models=1, days=1)) as w:
+        await w.start()
+        w.live_silos()
+        await w.begin(rounds=8)
+        await w.ended()
+        await rest()
+        for message in (HoldExperiment(experiment="exp"), ReleaseExperiment(experiment="exp")):
+            await w.post(message)
+            await w.clock.advance(1)
+        await rest()
+        assert [d.subject for d in await w.waiting(names.WORK)].count("sweep-run") == 1
+
+
+@pytest.mark.parametrize("days", [None, 1])
+async def test_a_start_asks_for_no_sweep_of_a_run_that_is_held(days: float | None) -> None:
+    async with world(RetentionSettings(updates=0, models=1, days=days)) as w:
+        await w.start()
+        run = await w.begin(rounds=2)
+        await w.post(HoldExperiment(experiment="exp"))
+        await w.supervised(lambda: bool(w.store.named("retention/")))
+        w.live_silos()
+        await w.ended()
+        await w.processes[-1].kill()
+        w.lose_queues()
+        process = await w.start()
+        assert [line for line in process.trouble.log if line.startswith("send")] == []
+        await w.post(ReleaseExperiment(experiment="exp", run=run))
+        await w.clock.advance(1)
+        assert rounds_kept(w, names.GLOBAL) == [2]
+
+
+async def test_under_other_settings_what_was_kept_for_ever_is_swept() -> None:
+    async with world(RetentionSettings(updates=1, models=1, days=None)) as w:
+        await w.start()
+        w.live_silos()
+        run = await w.begin(rounds=2)
+        await w.ended()
+        for settings, kept in [
+            (RetentionSettings(updates=1, models=1, days=None), [3]),
+            (RetentionSettings(updates=0, models=1, days=None), []),
+        ]:
+            await w.processes[-1].kill()
+            w.retention = settings
+            await w.start()
+            await w.clock.advance(1)
+            assert rounds_kept(w, "updates-north") == kept
+        await w.processes[-1].kill()
+        w.retention = TIGHT
+        await w.start()
+        await swept(w, run)
 
 
 async def test_sweeps_of_many_runs_are_asked_for_once_each_over_a_bad_line() -> None:

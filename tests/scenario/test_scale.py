@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from benchmarks.simulate.fleet import Weather
 from benchmarks.simulate.world import simulate
 from messages.experiments import Quorum
@@ -39,8 +41,9 @@ def test_operations_grow_with_the_silos_in_a_straight_line() -> None:
     assert abs(slope[1] - slope[0]) < 10, "bytes of the state document per silo"
 
 
-async def test_a_hello_and_a_start_cost_the_same_however_many_experiments_have_ended() -> None:
-    w = World({"east": 1.0, "north": 2.0}, retention=RetentionSettings())
+@pytest.mark.parametrize("days", [30, None])
+async def test_a_hello_and_a_start_cost_the_same_however_many_experiments_have_ended(days: float | None) -> None:
+    w = World({"east": 1.0, "north": 2.0}, retention=RetentionSettings(days=days))
     try:
         process = await w.start()
         w.live_silos()
