@@ -23,11 +23,14 @@ SHOWN = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash_points", description=(__doc__ or "").split(chr(10))[0])
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="only this run; all but small are, by default")
     parser.add_argument(
-        "--shape", choices=SHAPES, action="append", help="only this run; run, two and swept are, by default"
-    )
-    parser.add_argument(
-        "--pairs", type=float, nargs="?", const=1.0, metavar="SHARE", help="two deaths in one small run, instead"
+        "--pairs",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="SHARE",
+        help="two things in one small run, instead: whatever is first, then a death",
     )
     parser.add_argument("--point", metavar="WHO:CALL:KIND", help="only this; two with + in between")
     parser.add_argument("--count", type=int, metavar="N", help="only so many points of each run, spread evenly")
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shapes = options.shape or ["small"]
         found = _each(each_pair(shape, options.n, options.pairs, options.seed) for shape in shapes)
     else:
-        shapes = options.shape or ["run", "two", "swept"]
+        shapes = options.shape or [shape for shape in SHAPES if shape != "small"]
         counted = {shape: points_of(undisturbed(shape).plan) for shape in shapes}
         told["points"] = {shape: points.count for shape, points in counted.items()}
         told["the same run as another point"] = {shape: points.same for shape, points in counted.items()}

@@ -17,7 +17,7 @@ from typing import Any, Final, final
 
 from messages import names
 from messages.codec import encode
-from messages.experiments import StartExperiment
+from messages.experiments import StartExperiment, Strategy
 from messages.ports import Outgoing
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from orchestrator.app import build
@@ -40,7 +40,9 @@ FROZEN: Final = 45.0
 """Seconds that a process stands still: longer than its locks last."""
 DEADLINE: Final = 300.0
 ORCHESTRATORS: Final = ("ORCH", "ORCH2")
+SERVER_MOMENTUM: Final = 0.5
 _DEFAULT: Final = RetentionSettings()
+_AVERAGE: Final = Strategy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class Shape:
     repeats: bool = False
     """Whether every message arrives twice, and each silo's old updates again whenever a round is announced."""
     retention: RetentionSettings = _DEFAULT
+    strategy: Strategy = _AVERAGE
     metric: dict[str, str] | None = None
     """By which weights are the best."""
     kept: tuple[int, ...] | None = None
@@ -79,9 +82,16 @@ SHAPES: Final = {
         metric={"name": "loss", "mode": "max"},  # it falls, so the first weights are the best
         kept=(0, 2),
     ),
+    "momentum": Shape(
+        silos={"north": Member(2.0, 30)},
+        rounds=2,
+        initial=True,
+        strategy=Strategy(name="fedavgm", options={"momentum": SERVER_MOMENTUM}),
+    ),
 }
 """`run`: everything a run has. `two`: two orchestrators, and everything arrives twice. `small`: for pairs. `swept`:
-what is not needed is deleted at once, and soon after the end everything but the best and the last weights.
+what is not needed is deleted at once, and soon after the end everything but the best and the last weights. `momentum`:
+the strategy keeps something from round to round, and every blob that it made is there.
 """
 
 
@@ -216,8 +226,6 @@ class Federation:
                     await self._bury(process)
                     await self.clock.advance(process.after)
                     self._processes[index] = process.again()
-                    if self.plan.since_restart is None:
-                        self.plan.since_restart = 0
                     await rest()
                 elif self._wants_help(process):
                     await self._stand_in(process)
@@ -253,6 +261,7 @@ class Federation:
 
     async def _post(self) -> str:
         start: dict[str, Any] = {"experiment": EXPERIMENT, "task": TASK, "rounds": self.shape.rounds}
+        start["strategy"] = self.shape.strategy.model_dump()
         if self.shape.metric:
             start["metric"] = self.shape.metric
         if self.shape.initial:

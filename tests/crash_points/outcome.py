@@ -16,11 +16,11 @@ from typing import Any
 from safetensors.numpy import load
 
 from messages import names
-from messages.schemas import Head
+from messages.schemas import Head, Payload
 from orchestrator.documents import Retained
 from orchestrator.experiment.state import Ended, RoundRecord
 from silo_agent import egress
-from tests.crash_points.federation import EXPERIMENT, Federation, Shape
+from tests.crash_points.federation import EXPERIMENT, SERVER_MOMENTUM, Federation, Shape
 from tests.scenario.machine_invariants import assert_follows, head_order
 
 
@@ -83,37 +83,49 @@ class Outcome:
         return list(_differences("", asdict(self), asdict(other)))
 
 
-Told = tuple[str, list[str], int, float | None, float | None]
-"""Purpose, silos of the updates, scores in the pooled histogram, and the model's two numbers."""
+Told = tuple[str, list[str], int, float | None, float | None, tuple[float, float] | None]
+"""Purpose, silos of the updates, pooled scores, the model's two numbers, and their velocity where it is kept."""
 
 
 def _told(record: dict[str, Any]) -> Told:
     scores = sum(count for name, _, count, _, _ in record["metrics"] if name == "auroc")
     numbers = record["numbers"] or {"w": [None], "n": [None]}
     silos = [silo for silo, *_ in record["updates"]]
-    return record["purpose"], silos, scores, numbers["w"][0], numbers["n"][0]
+    kept = record["besides"].get("momentum")
+    velocity = (kept["w"][0], kept["n"][0]) if kept else None
+    return record["purpose"], silos, scores, numbers["w"][0], numbers["n"][0], velocity
 
 
 def _due(shape: Shape) -> Iterator[tuple[int, Told]]:
     """What every round must come to, by its number. One silo initialises: the first."""
     members = shape.silos
     silos, scores = list(members), 8 * len(members)
-    w, commits = 1.0, dict.fromkeys(silos, 0)
+    w, n, commits = 1.0, 0.0, dict.fromkeys(silos, 0)
+    velocity = (0.0, 0.0)
     if not shape.initial:
         w, commits[silos[0]] = members[silos[0]].constant, 1
-        yield 0, ("initialise", silos[:1], 0, w, 0.0)
+        yield 0, ("initialise", silos[:1], 0, w, 0.0, None)
     samples = sum(member.samples for member in members.values())
     for number in range(1, shape.rounds + 1):
-        w += sum(member.constant * member.samples for member in members.values()) / samples
-        n = sum(commits[silo] * member.samples for silo, member in members.items()) / samples
+        mean = w + sum(member.constant * member.samples for member in members.values()) / samples
+        commit = sum(commits[silo] * member.samples for silo, member in members.items()) / samples
         commits = {silo: count + 1 for silo, count in commits.items()}
-        yield number, ("train", silos, scores, w, n)
-    yield shape.rounds + 1, ("evaluate", silos, scores, None, None)
+        if _keeps(shape):
+            velocity = (SERVER_MOMENTUM * velocity[0] + mean - w, SERVER_MOMENTUM * velocity[1] + commit - n)
+            w, n = w + velocity[0], n + velocity[1]
+        else:
+            w, n = mean, commit
+        yield number, ("train", silos, scores, w, n, velocity if _keeps(shape) else None)
+    yield shape.rounds + 1, ("evaluate", silos, scores, None, None, None)
+
+
+def _keeps(shape: Shape) -> bool:
+    return shape.strategy.name == "fedavgm"
 
 
 def _left_of(shape: Shape, number: int, told: Told) -> Told:
     """What can still be read of a round: not its model, when that was deleted."""
-    return told if number in _due_weights(shape) else (*told[:3], None, None)
+    return told if number in _due_weights(shape) else (*told[:3], None, None, None)
 
 
 def _due_weights(shape: Shape) -> list[int]:
@@ -178,8 +190,6 @@ def outcome_of(federation: Federation, problem: str | None, bugs: list[str]) -> 
 
 
 def _round(federation: Federation, record: RoundRecord) -> dict[str, Any]:
-    made = record.model and names.weights_blob(record.run, record.round, record.model.sha256)
-    blob = federation.store.blobs.get((names.GLOBAL, made)) if made else None
     return {
         "round": record.round,
         "purpose": str(record.purpose),
@@ -188,8 +198,16 @@ def _round(federation: Federation, record: RoundRecord) -> dict[str, Any]:
         "updates": [(u.silo, u.samples, u.steps, u.payload.sha256 if u.payload else None) for u in record.updates],
         "metrics": [(m.name, m.phase, m.count, m.silos, m.number) for m in record.metrics],
         "weights": record.model.sha256 if record.model else None,
-        "numbers": {name: tensor.tolist() for name, tensor in load(blob.data).items()} if blob else None,
+        "numbers": _numbers(federation, record, record.model),
+        "besides": {name: _numbers(federation, record, payload) for name, payload in record.besides.items()},
     }
+
+
+def _numbers(federation: Federation, record: RoundRecord, payload: Payload | None) -> dict[str, list[float]] | None:
+    """Those of a blob that the round made; None when there is none."""
+    made = payload and names.weights_blob(record.run, record.round, payload.sha256)
+    blob = federation.store.blobs.get((names.GLOBAL, made)) if made else None
+    return {name: tensor.tolist() for name, tensor in load(blob.data).items()} if blob else None
 
 
 def _retained(federation: Federation) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 from messages.errors import Transient
 
 ANY: Final = "ANY"
-"""Whichever process makes the call; counted from the moment at which a process that had died is started again."""
+"""Whichever process makes the call; counted from the moment at which the first point of the run came true."""
 
 
 class Crash(BaseException):
@@ -87,21 +87,22 @@ class Plan:
     fired: list[Point] = field(default_factory=list)
     at: list[str] = field(default_factory=list)
     """The calls at which something went wrong."""
-    since_restart: int | None = None
-    """Calls of all processes since one that had died was started again; None: none was yet."""
+    since_first: int | None = None
+    """Calls of all processes since the first thing went wrong; None: nothing has yet."""
 
     def next(self, who: str, what: str, *, away: bool) -> tuple[Call, Point | None]:
         """Counts a call; what is to go wrong at it."""
         call = Call(who, what, away)
         calls = self.made.setdefault(who, [])
         calls.append(call)
-        if self.since_restart is not None:
-            self.since_restart += 1
+        if self.since_first is not None:
+            self.since_first += 1
         for point in self.points:
-            number = self.since_restart if point.who == ANY else len(calls) if point.who == who else None
+            number = self.since_first if point.who == ANY else len(calls) if point.who == who else None
             if number == point.call and point not in self.fired:
                 self.fired.append(point)
                 self.at.append(f"{who}: {what}")
+                self.since_first = self.since_first or 0
                 return call, point
         return call, None
 

@@ -49,7 +49,7 @@ class Finding:
     """The calls at which something went wrong."""
     differences: list[str]
     calls_after: int
-    """Calls of all processes since one was started again: so many pairs begin with this point."""
+    """Calls of all processes since the first point: so many pairs begin with it."""
 
     @property
     def again(self) -> str:
@@ -101,11 +101,13 @@ def singles(shape: str, count: int | None = None, who: str | None = None) -> lis
 
 
 def firsts(shape: str) -> list[Point]:
-    """The deaths of a pair: one before every call. Nothing of a process outlives it but its calls, so this is every
-    state that one can leave behind.
+    """What a pair begins with: a death before each call, after half of each write, and each answer lost, and each call
+    that its process comes to only when its locks are gone.
+
+    A death once a call was made is one before the process's next, and a refusal is told as a lost answer is.
     """
-    made = undisturbed(shape).plan.made
-    return [Point(who, number, Kind.BEFORE) for who, calls in made.items() for number in range(1, len(calls) + 1)]
+    kinds = {Kind.BEFORE, Kind.TORN, Kind.LOSE, Kind.FREEZE}
+    return [point for point in points_of(undisturbed(shape).plan).run if point.kind in kinds]
 
 
 @functools.cache
@@ -127,11 +129,11 @@ def examined(shape: str, points: Sequence[Point]) -> Finding:
         before = [[call.what for call in t.plan.made[first.who][: first.call]] for t in (it, reference)]
         if before[0] != before[1]:
             differences.append("the calls before the point are not those of the undisturbed run")
-    return Finding(shape, it.name, "; ".join(it.plan.at), differences, it.plan.since_restart or 0)
+    return Finding(shape, it.name, "; ".join(it.plan.at), differences, it.plan.since_first or 0)
 
 
 def pairs_from(shape: str, first: Point, share: float = 1.0, seed: int = 0) -> list[Finding]:
-    """`first` alone, and with a second death before each call (or a share) that any process makes from then on."""
+    """`first` alone, and with a death before each call (or a share) that any process makes from then on."""
     alone = examined(shape, (first,))
     chosen = range(1, alone.calls_after + 1)
     if share < 1.0:
@@ -157,7 +159,7 @@ def share_of_pairs(shape: str, count: int, seed: int) -> list[Finding]:
     """What came of so many pairs, drawn at random."""
     generator, found = random.Random(seed), []
     for first in generator.choices(firsts(shape), k=count):
-        calls = tried(shape, (first,)).plan.since_restart or 0
+        calls = tried(shape, (first,)).plan.since_first or 0
         if calls:
             found.append(examined(shape, (first, Point(ANY, generator.randint(1, calls), Kind.BEFORE))))
     return found
