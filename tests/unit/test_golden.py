@@ -95,6 +95,11 @@ def test_the_version_being_made_has_a_golden_file_of_everything() -> None:
         assert golden.read(*name.split("/")) == json.loads(json.dumps(value)), f"{name}: run `python -m tests.golden`"
 
 
+def test_there_is_a_predecessor() -> None:
+    """Without one, all that these tests show is that a version reads what it wrote itself."""
+    assert [golden.path.name for golden in all_versions() if golden.is_released]
+
+
 def test_what_was_released_stays() -> None:
     assert [golden.path.name for golden in all_versions() if golden.is_released and not golden.is_intact] == []
 
