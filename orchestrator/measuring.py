@@ -139,22 +139,11 @@ async def _last(store: Store, state: Collecting, silo: str, layout: Layout, held
         update = await _opened(store, names.updates_of(silo), name, held)
         base = None
         if payload.form == "weights":
-            name = await _made_in(store, run, pace.updated - 1)
+            name, _ = await Documents(store).made_in(run, pace.updated - 1)
             base = await _opened(store, names.GLOBAL, name, held)
     except (NotFound, Conflict):
         return None
     return None if update.layout.difference(layout) else _Changed(update, base)
-
-
-async def _made_in(store: Store, run: str, number: int) -> str:
-    """The name of the weights that a round made, or, for the first, that an operator gave. Raises NotFound."""
-    record = await Documents(store).round_record(run, number)
-    if record is not None and record.model is not None:
-        return names.weights_blob(run, number, record.model.sha256)
-    there = await store.list(names.GLOBAL, names.round_prefix(run, number))
-    if len(there) != 1:
-        raise NotFound(f"the weights of round {number} of {run}")
-    return there[0].name
 
 
 async def _opened(store: Store, container: str, name: str, held: AsyncExitStack) -> Opened:

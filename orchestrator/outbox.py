@@ -7,9 +7,9 @@ forward, records are written once. What is to be done, and when, is decided else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Final, assert_never, final
+from typing import Final, assert_never, final
 
 from pydantic import BaseModel
 
@@ -33,6 +33,7 @@ from orchestrator.experiment.effects import (
     ScheduleGrace,
 )
 from orchestrator.experiment.state import Collecting, Tombstone
+from orchestrator.gathering import all_of
 from orchestrator.retention import expires_at, is_due
 from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
@@ -63,7 +64,7 @@ class Performer:
             done.add(numbered.sequence)
 
         for batch in batches(document.outbox):
-            await _all(one(numbered) for numbered in batch if numbered.sequence not in done)
+            await all_of(one(numbered) for numbered in batch if numbered.sequence not in done)
 
     async def _perform(self, document: ExperimentDocument, numbered: Numbered) -> None:  # noqa: PLR0912  # one per effect
         effect, state = numbered.effect, document.state
@@ -158,11 +159,3 @@ def batches(outbox: Iterable[Numbered]) -> Iterator[list[Numbered]]:
             batch = []
     if batch:
         yield batch
-
-
-async def _all(actions: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Runs all of them to their end, even when one fails; then raises the first failure."""
-    results = await asyncio.gather(*actions, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result

@@ -5,7 +5,8 @@ What a hello means for the open rounds is decided elsewhere (`SiloAppeared`).
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Final, final
 
 from messages.ports import Clock
@@ -14,8 +15,12 @@ from orchestrator.documents import Presence
 from orchestrator.store import Documents
 
 EVERY: Final = 2.0
-"""Seconds between two writes for what one silo says, unless what it does has changed."""
-_RUNS: Final = 20
+"""Seconds between two writes for what one silo says, in however many runs, unless what it does has changed."""
+MOST_RUNS: Final = 500
+"""Runs of which a silo's last sign of life is kept: with more at once, some look as if it were silent."""
+_RECENT: Final = timedelta(hours=1)
+"""Older signs are kept of `_FEW` runs."""
+_FEW: Final = 20
 
 
 @final
@@ -24,7 +29,10 @@ class Attendance:
 
     def __init__(self, documents: Documents, clock: Clock) -> None:
         self._documents, self._clock = documents, clock
-        self._written: dict[str, tuple[datetime, tuple[object, ...]]] = {}
+        self._heard: dict[str, dict[str, tuple[SiloHeartbeat, datetime]]] = {}
+        """By silo and run: what is not written yet."""
+        self._written: dict[str, tuple[datetime, dict[str, tuple[object, ...]]]] = {}
+        """By silo: when, and what it did in each run, as far as was written."""
         self._answered: dict[str, datetime] = {}
 
     async def is_news(self, silo: str, hello: SiloHello, enqueued_at: datetime) -> bool:
@@ -48,33 +56,42 @@ class Attendance:
         await self._documents.change_presence(silo, change)
 
     async def heartbeat(self, silo: str, beat: SiloHeartbeat, enqueued_at: datetime) -> None:
-        """Remembers what the silo is doing, a few times a minute at most."""
-        now, doing = self._clock.now(), (beat.run, beat.round, beat.doing, beat.stalled)
-        written_at, did = self._written.get(silo, (None, ()))
-        if written_at is not None and did == doing and (now - written_at).total_seconds() < EVERY:
+        """Remembers what the silo is doing: at once when it is something new, else as often as `EVERY`, with all
+        that it said meanwhile of other runs.
+        """
+        heard = self._heard.setdefault(silo, {})
+        if beat.run not in heard or heard[beat.run][1] <= enqueued_at:
+            heard[beat.run] = beat, enqueued_at
+        now = self._clock.now()
+        written_at, did = self._written.get(silo, (None, {}))
+        known_for = None if written_at is None else (now - written_at).total_seconds()
+        if known_for is not None and known_for < EVERY and did.get(beat.run) == _doing(beat):
             return
+        telling = dict(heard)
 
         def change(known: Presence | None) -> Presence | None:
-            if known is None:
-                known = Presence(silo=silo, seen_at=enqueued_at)
+            known = known or Presence(silo=silo, seen_at=enqueued_at)
             times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
-            if times.get(beat.run, enqueued_at) > enqueued_at:
+            news = {run: said for run, said in telling.items() if times.get(run, said[1]) <= said[1]}
+            times |= {run: at for run, (_, at) in news.items()}
+            beats = {**known.heartbeats, **{run: beat for run, (beat, _) in news.items()}}
+            kept = _recent(times)
+            if not news.keys() & set(kept):
                 return None
-            times[beat.run] = enqueued_at
-            kept = sorted(times, key=lambda run: times[run])[-_RUNS:]
-            if beat.run not in kept:
-                return None
-            beats = {**known.heartbeats, beat.run: beat}
             return known.model_copy(
                 update={
-                    "seen_at": max(known.seen_at, enqueued_at),
+                    "seen_at": max(known.seen_at, *(at for _, at in news.values())),
                     "heartbeats": {run: beats[run] for run in kept},
                     "heartbeats_at": {run: times[run] for run in kept},
                 }
             )
 
         await self._documents.change_presence(silo, change)
-        self._written[silo] = (now, doing)
+        for run, said in telling.items():
+            if heard.get(run) == said:
+                del heard[run]
+        done = {run: _doing(said) for run, (said, _) in telling.items()}
+        self._written[silo] = now, {run: did[run] for run in list(did)[-MOST_RUNS:]} | done
 
     async def answered(self, silo: str, enqueued_at: datetime) -> None:
         """Remembers that the silo answered a round, whatever it said: a silo that is done sends no heartbeats."""
@@ -90,3 +107,14 @@ class Attendance:
 
         await self._documents.change_presence(silo, change)
         self._answered[silo] = now
+
+
+def _doing(beat: SiloHeartbeat) -> tuple[object, ...]:
+    return beat.round, beat.doing, beat.stalled
+
+
+def _recent(times: Mapping[str, datetime]) -> list[str]:
+    """Of the runs that a silo was heard of for, those whose last signs are kept; the latest last."""
+    runs = sorted(times, key=lambda run: times[run])[-MOST_RUNS:]
+    since = times[runs[-1]] - _RECENT
+    return [run for number, run in enumerate(reversed(runs)) if number < _FEW or times[run] >= since][::-1]

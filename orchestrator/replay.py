@@ -156,15 +156,9 @@ class Replay:
 
     async def _base(self, number: int) -> Model:
         """The weights a round began with: those that the round before made, or an operator gave."""
-        record = await self._documents.round_record(self._run.id, number)
-        if record is not None and record.model is not None:
-            sha256 = record.model.sha256
-        else:
-            there = await self._store.list(names.GLOBAL, names.round_prefix(self._run.id, number))
-            if len(there) != 1:
-                raise NotFound(f"the weights of round {number} of {self._run.id}, of which there is no record")
-            sha256 = Path(there[0].name).stem
-        reader = await self._store.open(names.GLOBAL, names.weights_blob(self._run.id, number, sha256))
+        name, record = await self._documents.made_in(self._run.id, number)
+        sha256 = Path(name).stem
+        reader = await self._store.open(names.GLOBAL, name)
         try:
             size = reader.size if record is None or record.model is None else record.model.bytes
             scan = await _is(reader, sha256, size, f"the weights of round {number}, which it began with,")

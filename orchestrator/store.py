@@ -97,6 +97,18 @@ class Documents:
             return None
         return RoundRecord.model_validate_json(blob.data)
 
+    async def made_in(self, run: str, round_number: int) -> tuple[str, RoundRecord | None]:
+        """The name in `global` of the weights that a round made, or that an operator gave in place of the first; and
+        the round's record, if there is one. Raises NotFound.
+        """
+        record = await self.round_record(run, round_number)
+        if record is not None and record.model is not None:
+            return names.weights_blob(run, round_number, record.model.sha256), record
+        there = await self._store.list(names.GLOBAL, names.round_prefix(run, round_number))
+        if len(there) != 1:
+            raise NotFound(f"the weights of round {round_number} of {run}, which has no record of any")
+        return there[0].name, record
+
     async def is_over(self, run: str) -> bool:
         """Whether this run is known to have ended."""
         return await self.run_record(run) is not None

@@ -10,7 +10,7 @@ names already may be gone, and a hold does not bring it back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, final
@@ -26,6 +26,7 @@ from messages.retry import retry_transient
 from messages.schemas import SweepRun
 from orchestrator.documents import Retained
 from orchestrator.experiment.state import Ended, Live, Tombstone
+from orchestrator.gathering import all_of
 from orchestrator.retention import expires_at, is_complete, tombstone
 from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
@@ -153,7 +154,7 @@ class Sweeper:
                 except Forbidden as error:  # a silo that left took its container with it; the others' are swept
                     _log.error("container.not-swept", container=container, run=said.run, error=str(error))
 
-        await _all(one(container) for container in dict.fromkeys(containers))
+        await all_of(one(container) for container in dict.fromkeys(containers))
 
     async def _ask_again(self, state: Live | Ended, said: Retained, message: SweepRun, posted_at: datetime) -> None:
         """The next hundred rounds; or the last sweep of a run that is over, where nobody else has asked for it."""
@@ -211,10 +212,3 @@ async def _remembered(said: Retained, known: Retained) -> Retained:
             "outdated": tuple(number for number in known.outdated if number not in said.outdated),
         }
     )
-
-
-async def _all(actions: Iterable[Awaitable[None]]) -> None:
-    """Runs all of them to their end, even when one fails; then raises the first failure."""
-    for result in await asyncio.gather(*actions, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result

@@ -42,6 +42,8 @@ from orchestrator.store import Documents, Loaded
 
 T = TypeVar("T")
 _TRIES: Final = 50
+_REMEMBERED: Final = 1000
+"""Experiments of which it is known what is done; of more than live at once, it is done again."""
 _log: Final = EventLog(__name__)
 
 
@@ -133,7 +135,11 @@ class Experiments:
         if etag != loaded.etag:
             # A version's outbox holds the effects of the one event that led to it: what was done before is not in it.
             done = set()
-            self._done[experiment] = (loaded.etag, done)
+            self._done.pop(experiment, None)
+            if loaded.document and loaded.document.outbox:  # else there is nothing to repeat
+                self._done[experiment] = (loaded.etag, done)
+            while len(self._done) > _REMEMBERED:  # of runs that others brought to their end
+                del self._done[next(iter(self._done))]
         if loaded.document:
             done.update(n.sequence for n in loaded.document.outbox if work_of(n.effect) in sent)
         return done

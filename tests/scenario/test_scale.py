@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.simulate.fleet import Weather
 from benchmarks.simulate.world import simulate
-from messages.experiments import Quorum
+from messages.experiments import CancelExperiment, Quorum
 from orchestrator.experiment.state import Ended
 from orchestrator.settings import RetentionSettings
 from orchestrator.store import Documents
@@ -81,6 +81,26 @@ async def test_a_run_that_is_over_is_listed_no_longer_even_when_its_leaving_fail
         await w.ended()
         await w.clock.advance(60)
         assert await live.experiments() == []
+    finally:
+        await w.close()
+
+
+async def test_nothing_is_remembered_of_runs_that_are_over() -> None:
+    w = World({"east": 1.0, "north": 2.0})
+    try:
+        process = await w.start()
+        w.live_silos()
+        for number in range(2):
+            await w.begin(experiment=f"exp-{number}", rounds=1)
+            await w.clock.until(lambda number=number: isinstance(w.state(f"exp-{number}"), Ended))
+        await w.clock.advance(60)
+        await w.post(CancelExperiment(experiment="exp-0"))  # somebody looks at it again
+        await w.clock.advance(60)
+        assert process.experiments._done == {}
+        process.experiments._done |= {f"elsewhere-{number}": ("etag", set()) for number in range(2000)}
+        await w.begin(experiment="exp-2", rounds=1)
+        await w.clock.advance(1)
+        assert len(process.experiments._done) <= 1000
     finally:
         await w.close()
 

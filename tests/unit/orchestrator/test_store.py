@@ -16,7 +16,7 @@ from orchestrator import store as module
 from orchestrator.documents import ExperimentDocument, Numbered
 from orchestrator.experiment.effects import PublishHead
 from orchestrator.experiment.state import Ended, RunOutcome, Tombstone
-from orchestrator.presence import Attendance
+from orchestrator.presence import MOST_RUNS, Attendance
 from orchestrator.store import Documents
 from tests.unit.experiment.given import RUN, T0, at, training
 from tests.virtual_clock import VirtualClock
@@ -169,11 +169,51 @@ async def test_a_hello_does_not_forget_heartbeats_and_only_recent_runs_are_kept(
     documents, clock = Documents(MemoryStore()), VirtualClock()
     attendance = Attendance(documents, clock)
     for number in range(25):
-        await attendance.heartbeat("north", beat(run=f"exp_{number:08x}"), NOON + timedelta(seconds=number))
-    await attendance.said_hello("north", hello("a"), NOON + timedelta(seconds=30))
+        await attendance.heartbeat("north", beat(run=f"exp_{number:08x}"), NOON + timedelta(hours=number))
+    await attendance.said_hello("north", hello("a"), NOON + timedelta(hours=30))
     await attendance.heartbeat("north", beat(run="exp_00000000"), NOON)
     known = await documents.presence("north")
     assert known is not None
-    assert known.seen_at == NOON + timedelta(seconds=30)
+    assert known.seen_at == NOON + timedelta(hours=30)
     assert sorted(known.heartbeats) == [f"exp_{number:08x}" for number in range(5, 25)]
     assert known.offers("toy")
+
+
+async def test_signs_of_life_of_many_runs_at_once_are_kept() -> None:
+    documents = Documents(MemoryStore())
+    attendance = Attendance(documents, VirtualClock())
+    for number in range(MOST_RUNS + 1):
+        await attendance.heartbeat("north", beat(run=f"exp_{number:08x}"), NOON + timedelta(seconds=number))
+    known = await documents.presence("north")
+    assert known is not None
+    assert sorted(known.heartbeats) == [f"exp_{number:08x}" for number in range(1, MOST_RUNS + 1)]
+
+
+async def test_signs_of_life_of_runs_in_turn_are_written_no_more_often_than_those_of_one() -> None:
+    store, clock = Counting(), VirtualClock()
+    documents = Documents(store)
+    attendance = Attendance(documents, clock)
+    runs = [f"exp_{number:08x}" for number in range(30)]
+    for run in runs:  # what is new is written at once
+        await attendance.heartbeat("north", beat(run=run), NOON)
+    before = store.writes
+    for steps in range(1, 11):
+        for run in runs:
+            await attendance.heartbeat("north", beat(run=run, steps=steps), NOON + timedelta(seconds=3 * steps))
+        await clock.advance(3)
+    assert store.writes - before <= 10
+    await attendance.heartbeat("north", beat(run=runs[0], steps=11), NOON + timedelta(seconds=33))
+    known = await documents.presence("north")
+    assert known is not None
+    assert [known.heartbeats[run].steps for run in runs] == [11, *[10] * 29]
+    assert known.heartbeats_at[runs[1]] == NOON + timedelta(seconds=30)
+
+
+class Counting(MemoryStore):
+    """Counts what is written."""
+
+    writes = 0
+
+    async def write(self, container: str, name: str, data: bytes, *, if_match: str | None) -> str:
+        self.writes += 1
+        return await super().write(container, name, data, if_match=if_match)
