@@ -34,7 +34,7 @@ check: lint      ## Every check and the quick tests, for while you work
 guards: $(STAMP) ## Removes each guard in a copy and sees its test fail (a quarter of an hour)
 	$(BIN)/python -m tests.guards -n $(WORKERS)
 
-crash-points: $(STAMP) ## Every crash point of a small run, and every pair of deaths in a smaller one (half an hour)
+crash-points: $(STAMP) ## Every crash point of small runs, and every pair in the smallest (two hours)
 	$(BIN)/python -m tests.crash_points
 	$(BIN)/python -m tests.crash_points --pairs
 

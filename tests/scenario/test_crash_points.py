@@ -82,7 +82,7 @@ def test_effects_that_only_the_store_knows_of_are_carried_out() -> None:
 
 
 def test_an_orchestrator_that_stood_still_writes_over_nothing() -> None:
-    assert_equal(at("small", "ORCH", " state/experiments/exp", Kind.FREEZE, each=4))
+    assert_equal(at("small", "ORCH", " state/experiments/exp", Kind.FREEZE, each=2))
 
 
 def test_an_agent_that_dies_once_it_has_published_publishes_nothing_else() -> None:
@@ -95,7 +95,7 @@ def test_updates_that_come_twice_while_another_silo_is_waited_for_count_once() -
 
 def test_a_sweep_that_died_deletes_the_rest_and_nothing_more() -> None:
     """After some of its deletions; where it says what goes; where it says how far it is."""
-    assert_equal(at("swept", "ORCH", "^delete ", Kind.UNANSWERED, each=4))
+    assert_equal(at("swept", "ORCH", "^delete ", Kind.UNANSWERED, each=3))
     assert_equal(at("swept", "ORCH", "^write state/retention/", Kind.UNANSWERED, each=4))
 
 
