@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 4
 # A file's tests run in one worker: they share federations and emulators, which take seconds to start.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP_VERSION := 26.3
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
