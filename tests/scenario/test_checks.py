@@ -218,7 +218,7 @@ async def test_two_workers_that_judge_at_the_same_time_come_to_one_verdict(secon
         second = await w.start()
         if second_dies:
             second.orchestrator._weights.aggregate = never  # type: ignore[method-assign]
-        other = asyncio.create_task(second.orchestrator._aggregate("exp", AggregateRound(run=run, round=1)))
+        other = asyncio.create_task(second.orchestrator._sums.make(AggregateRound(run=run, round=1)))
         await rest()
         judged = w.state()
         if second_dies:
