@@ -170,6 +170,7 @@ def scaffold(
     models: Models,
     changes: Models,
     *,
+    samples: Sequence[int] | None = None,
     base: Mapping[str, Array],
     control: Mapping[str, Array] | None = None,
     members: int | None = None,
@@ -178,10 +179,11 @@ def scaffold(
     """SCAFFOLD's server on models in memory: the next weights, and the next control variate.
 
     `changes` are the silos' Δcᵢ, `control` is the server's (None: 0), `members` N when not all silos were asked.
+    Without `samples` each silo counts 1, whatever the option `weighting` says.
     """
     roles = strategy_named("scaffold", options).roles
-    weights = combine(roles["weights"], models, base=base)
-    controls = combine(roles["control"], changes, base=control, form="delta", members=members)
+    weights = combine(roles["weights"], models, samples=samples, base=base)
+    controls = combine(roles["control"], changes, samples=samples, base=control, form="delta", members=members)
     return weights.model, controls.model
 
 

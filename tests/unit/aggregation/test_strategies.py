@@ -141,6 +141,15 @@ def test_scaffolds_control_is_added_up_over_all_members() -> None:
     np.testing.assert_allclose(later["w"], control["w"] + total / 2, rtol=3e-7)
 
 
+def test_scaffold_weighs_models_by_samples_where_it_is_told_to_and_control_never() -> None:
+    base, models = {"w": np.zeros(2)}, [{"w": np.full(2, 1.0)}, {"w": np.full(2, 5.0)}]
+    changes = [{"w": np.full(2, value, np.float32)} for value in (1, 3)]
+    model, control = scaffold(models, changes, samples=[3, 1], base=base, weighting="samples")
+    assert model["w"].tolist() == [2, 2]
+    assert control["w"].tolist() == [2, 2]
+    assert scaffold(models, changes, samples=[3, 1], base=base)[0]["w"].tolist() == [3, 3]
+
+
 def test_fednova_with_equal_steps_is_fedavg() -> None:
     rng = np.random.default_rng(0)
     base, models = a_model(rng), [a_model(rng) for _ in range(3)]
