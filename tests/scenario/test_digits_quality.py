@@ -179,9 +179,9 @@ async def laboratory() -> AsyncIterator[Laboratory]:
 
 def _weights(output: Path) -> Weights:
     report = json.loads((output / "report.json").read_text())
-    made = report["update"]
     path = output / "update.safetensors"
-    return Weights(path, made["sha256"], made["bytes"], report["samples"], report["steps"])
+    data = path.read_bytes()
+    return Weights(path, hashlib.sha256(data).hexdigest(), len(data), report["samples"], report["steps"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from servicebus_emulator.beginning import Access, begin
 from servicebus_emulator.config import Config, ConfigError, QueueSettings
 from servicebus_emulator.rights import Right, Rule
-from servicebus_emulator.store import Store, StoredQueue
+from servicebus_emulator.store import Store, StoredQueue, StoreError
 from tests.unit.emulator.test_queues_come_and_go import live, namespace
 
 RULE = Rule("r", ("key",), frozenset({Right.SEND}))
@@ -152,6 +152,6 @@ def test_a_start_that_fails_halfway_changes_nothing(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr(Store, "put_queue", fail)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(StoreError, match="disk full"):
             start(tmp_path, GUARDED)
     assert start(tmp_path) == Access((), restricted=False)
