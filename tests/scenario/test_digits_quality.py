@@ -22,8 +22,9 @@ from statistics import fmean
 import pytest
 
 from messages.transport.directory import DirectoryStore
-from orchestrator.aggregation import Facts, FedAvg, Strategy, strategy_named
+from orchestrator.aggregation import FedAvg, Strategy, strategy_named
 from orchestrator.aggregation.driver import Contribution, Source, aggregate
+from orchestrator.aggregation.strategy import Cohort, Shares
 from silo_agent.policy import Task
 from silo_agent.runners.local import LocalRunner
 from silo_agent.runners.port import Finished, Job
@@ -209,8 +210,8 @@ async def compare(strategy: Strategy, seeds: Sequence[int] = SEEDS) -> Compared:
 class FirstUpdate(FedAvg):
     """An aggregation that is wrong: whatever the others sent, the first update is the result."""
 
-    def weigh(self, facts: Sequence[Facts]) -> tuple[int, ...]:
-        return (1, *(0 for _ in facts[1:]))
+    def weigh(self, cohort: Cohort) -> Shares:
+        return Shares.of((1, *(0 for _ in cohort.facts[1:])))
 
 
 async def test_together_silos_train_a_better_model_than_the_best_of_them_alone() -> None:
