@@ -10,8 +10,11 @@ import pytest
 from benchmarks.chaos.__main__ import compared
 from benchmarks.chaos.arithmetic import INITIAL, Made, after
 from benchmarks.chaos.dead_letters import BUG, DELIVERIES, UNTOLD, Letter, wrong_with
+from benchmarks.chaos.judge import fewest
 from benchmarks.chaos.load import ROWS, Load
 from benchmarks.chaos.stage import SILOS
+from messages.experiments import Quorum
+from messages.schemas import Purpose
 from orchestrator.experiment.state import RoundRecord, UpdateRecord
 from tests.golden.examples import filled
 
@@ -72,6 +75,17 @@ def test_a_dead_letter_that_killing_explains_and_the_round_knows_is_in_order(
 )
 def test_any_other_is_a_violation(letter: Letter, did: str | None, says: str) -> None:
     assert says in (wrong(letter, did) or "")
+
+
+@pytest.mark.parametrize(
+    ("purpose", "lasted", "updates"),
+    [("train", 60, 2), ("initialise", 60, 1), ("evaluate", 9, 1), ("evaluate", 10, 0)],
+)
+def test_only_an_evaluation_at_its_deadline_may_end_with_nothing(purpose: str, lasted: float, updates: int) -> None:
+    example = filled(RoundRecord)
+    assert isinstance(example, RoundRecord)
+    about = {"purpose": Purpose(purpose), "opened_at": CLOSED - timedelta(seconds=lasted), "closed_at": CLOSED}
+    assert fewest(example.model_copy(update=about), Quorum(minimum=2, deadline=10)) == updates
 
 
 def test_with_momentum_at_the_server_each_model_is_a_velocity_further() -> None:
