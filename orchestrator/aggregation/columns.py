@@ -5,6 +5,7 @@ A chunk of every update is held at once, so chunks are the shorter the more silo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
@@ -17,14 +18,14 @@ COLUMNS: Final = 1 << 13
 """Columns sorted at a time: with some dozens of silos they stay in the processor's cache."""
 
 
-class Columns(Strategy):
+class Columns(Strategy, ABC):
     """A strategy that takes the mean of each number without its `trim` smallest and greatest; integers too."""
 
     __slots__ = ()
 
+    @abstractmethod
     def trim(self, silos: int) -> int:
         """How many of each side; less than half."""
-        raise NotImplementedError
 
     def rows(self, silos: int) -> int:
         return silos

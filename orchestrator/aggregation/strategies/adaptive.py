@@ -17,6 +17,7 @@ Options: `server_lr` (η, 0.1), `beta_1` (β₁, 0.9; for FedAdagrad 0), `beta_2
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -72,9 +73,9 @@ class _Adaptive(FedAvg):
                 change = momentum
             return self.server_lr * change / (np.sqrt(variance) + self.tau)
 
+    @abstractmethod
     def _next_variance(self, variance: Wide, square: Wide) -> None:
         """In place."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
