@@ -128,6 +128,13 @@ class Reader(Protocol):
         """Exactly `length` bytes from `offset`. Raises Conflict when the blob has changed, ValueError out of range."""
         ...
 
+    async def read_into(self, offset: int, target: memoryview) -> None:
+        """The same, into memory that the caller uses again and again: as many bytes as there is room for in `target`.
+
+        When it is cancelled, bytes may still arrive in `target` later.
+        """
+        target[:] = await self.read(offset, len(target))
+
     async def close(self) -> None:
         """Gives back what it holds."""
         ...

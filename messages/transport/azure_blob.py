@@ -172,7 +172,7 @@ class AzureBlobStore:
         return service.get_container_client(container)
 
 
-class _BlobReader:
+class _BlobReader(Reader):
     """Pinned to the ETag the blob had when opened."""
 
     def __init__(self, blob: BlobClient, label: str, size: int, etag: str) -> None:

@@ -28,7 +28,15 @@ from messages.errors import AlreadyExists, Conflict, Forbidden, NotFound, Poison
 from messages.ports import BlobInfo, Document, Reader
 from messages.transport.blob_names import check_blob, check_container, check_prefix, check_range
 from messages.transport.directory_versions import Versions
-from messages.transport.local_files import link_or_copy, lock_shared, make_directories, read_range, sync, write_all
+from messages.transport.local_files import (
+    fill_range,
+    link_or_copy,
+    lock_shared,
+    make_directories,
+    read_range,
+    sync,
+    write_all,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -184,7 +192,7 @@ class _Files:
             return
 
 
-class _FileReader:
+class _FileReader(Reader):
     """Pinned to what the file was when opened; holds no descriptor, so thousands may be open."""
 
     def __init__(self, label: str, path: Path, stat: os.stat_result, etag: str) -> None:
@@ -203,22 +211,41 @@ class _FileReader:
         check_range(offset, length, self._size)
         return await _in_thread(self._read, offset, length)
 
+    async def read_into(self, offset: int, target: memoryview) -> None:
+        check_range(offset, len(target), self._size)
+        await _in_thread(self._read_into, offset, target)
+
     async def close(self) -> None:
         """Nothing is held."""
 
     def _read(self, offset: int, length: int) -> bytes:
-        changed = Conflict(f"{self._label} has changed since it was opened.")
+        with self._pinned() as fd:
+            data = read_range(fd, offset, length)
+            if len(data) != length:
+                raise self._changed()
+        return data
+
+    def _read_into(self, offset: int, target: memoryview) -> None:
+        with self._pinned() as fd:
+            if fill_range(fd, offset, target) != len(target):
+                raise self._changed()
+
+    @contextlib.contextmanager
+    def _pinned(self) -> Iterator[int]:
+        """A descriptor; Conflict at the end when it was not of the file that was opened, as it was then."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise changed from None
+            raise self._changed() from None
         try:
-            data = read_range(fd, offset, length)
-            if len(data) != length or _identity(os.fstat(fd)) != self._pin:
-                raise changed
-            return data
+            yield fd
+            if _identity(os.fstat(fd)) != self._pin:
+                raise self._changed()
         finally:
             os.close(fd)
+
+    def _changed(self) -> Conflict:
+        return Conflict(f"{self._label} has changed since it was opened.")
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -76,6 +76,14 @@ def read_range(fd: int, offset: int, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def fill_range(fd: int, offset: int, target: memoryview) -> int:
+    """Fills `target` from `offset`; how many bytes there were: fewer where the file ends."""
+    filled = 0
+    while filled < len(target) and (count := os.preadv(fd, [target[filled : filled + (1 << 30)]], offset + filled)):
+        filled += count
+    return filled
+
+
 def write_all(file: RawIOBase, data: bytes) -> None:
     """Writes all of `data` to an unbuffered file."""
     view = memoryview(data)

@@ -89,7 +89,7 @@ class MemoryStore:
         return etag
 
 
-class _MemoryReader:
+class _MemoryReader(Reader):
     def __init__(self, store: MemoryStore, container: str, name: str, blob: _Blob) -> None:
         self._store, self._container, self._name, self._blob = store, container, name, blob
 
