@@ -52,7 +52,8 @@ async def scan_measuring(
 ) -> tuple[Scan, Change | None]:
     """Scans an update of a round that trains, and measures what the experiment's checks want to know on arrival.
 
-    No change of one that has not the layout that it should. Raises InvalidWeights, NotFound (no base), Conflict.
+    No change of one that has not the layout that it should, or that is not finite. Raises InvalidWeights, NotFound (no
+    base), Conflict.
     """
     checks, model = state.run.request.checks, state.run.model
     if checks is None or model is None or not checks.at_arrival:
@@ -78,7 +79,7 @@ async def scan_measuring(
         return await _scan(new, None)
 
 
-async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change]:
+async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change | None]:
     layout, update = new.update.layout, new.update
     scanner, gram = Scanner(update.reader.size), Gram(2 if last else 1)
     plan = list(batches(layout.in_file_order, _NUMBERS, GRAM_BLOCK))
@@ -102,10 +103,13 @@ async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change]:
     async with aclosing(ahead(jobs, _BATCHES_AHEAD * (1 + len(beside)))) as reads:
         for batch, numbers in zip(plan, floating, strict=True):
             await asyncio.to_thread(take, batch, numbers, [await anext(reads) for _ in (update, *beside)])
+    scan = scanner.finish()
+    if not scan.finite:  # who verifies the update refuses it; its change has no length to speak of
+        return scan, None
     inner = gram.distances().inner
     lengths = math.sqrt(inner[0, 0]), math.sqrt(inner[-1, -1])
     cosine = float(inner[0, -1]) / (lengths[0] * lengths[1]) if last and all(lengths) else None
-    return scanner.finish(), Change(norm=lengths[0], cosine_last=cosine)
+    return scan, Change(norm=lengths[0], cosine_last=cosine)
 
 
 def _add(gram: Gram, mine: Array, others: list[Array], new: _Changed, last: _Changed | None) -> None:

@@ -242,6 +242,24 @@ async def never(state: Aggregating) -> Any:
     await asyncio.Event().wait()
 
 
+@pytest.mark.parametrize("form", ["weights", "delta"])
+@pytest.mark.parametrize("checks", [{"max_norm": 100}, {"max_norm_ratio": 5}, {"min_cosine": -0.5}, {"measure": True}])
+async def test_what_is_not_finite_is_refused_as_it_is_without_checks(checks: dict[str, Any], form: str) -> None:
+    """At once, and by its name: a grace of an hour is over when the last silo has answered."""
+    async with world({**HONEST, "south": 1.0}) as w:
+        w.silos["south"].doing = lambda asked: "spoil" if asked.purpose is Purpose.TRAIN else "update"
+        await w.start()
+        w.live_silos()
+        quorum = {"minimum": 3, "grace": 3600, "deadline": 7200}
+        run = await w.begin(rounds=1, quorum=quorum, checks=checks, transfer={"form": form})
+        over = await w.ended()
+        assert await w.dead_letters(names.from_silo("south")) == ["not-finite"]
+        record = record_of(w, run)
+    assert over.outcome is RunOutcome.COMPLETED
+    assert record.others["south"].startswith("failed: not-finite: ")
+    assert (record.closed_at - record.opened_at).total_seconds() < 60
+
+
 # --- what is measured --------------------------------------------------------------------------------------------
 
 

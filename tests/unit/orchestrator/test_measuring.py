@@ -51,6 +51,7 @@ async def test_a_change_is_measured_to_the_base_and_to_the_change_before(tmp_pat
     there = await placed(tmp_path, base=base, update=update, before=before, last=last)
     new, old = _Changed(there["update"], there["base"]), _Changed(there["last"], there["before"])
     scan, found = await _scan(new, old)
+    assert found is not None
     assert found.norm == pytest.approx(float(np.linalg.norm(change(update, base))), rel=1e-12)
     assert found.cosine_last == pytest.approx(cosine(change(update, base), change(last, before)), rel=1e-9)
     assert found.cosine is None
@@ -61,6 +62,7 @@ async def test_a_delta_is_its_own_change(tmp_path: Path) -> None:
     update, last = model(2), model(3)
     there = await placed(tmp_path, update=update, last=last)
     _, found = await _scan(_Changed(there["update"], None), _Changed(there["last"], None))
+    assert found is not None
     assert found.norm == pytest.approx(float(np.linalg.norm(change(update, None))), rel=1e-12)
     assert found.cosine_last == pytest.approx(cosine(change(update, None), change(last, None)), rel=1e-9)
 
@@ -69,10 +71,27 @@ async def test_no_change_has_no_direction_and_a_huge_one_a_finite_norm(tmp_path:
     huge, base = model(2, "F64", 1e300), model(1)
     there = await placed(tmp_path, base=base, same=base, huge=huge)
     _, still = await _scan(_Changed(there["same"], there["base"]), _Changed(there["huge"], there["base"]))
+    assert still is not None
     assert (still.norm, still.cosine_last) == (0.0, None)
     _, far = await _scan(_Changed(there["huge"], there["base"]), None)
+    assert far is not None
     assert far.norm is not None
     assert 1e140 < far.norm < math.inf
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", "F64"])
+async def test_what_is_not_finite_has_no_change_and_is_said_to_be_so(tmp_path: Path, dtype: str, number: float) -> None:
+    """Whether it lies beside a base, beside the silo's last update, or is a delta."""
+    base, update = model(1, dtype), model(2, dtype)
+    update["e"][3] = number
+    there = await placed(tmp_path, base=base, update=update, last=base)
+    for origin in (there["base"], None):
+        for last in (None, _Changed(there["last"], origin)):
+            scan, found = await _scan(_Changed(there["update"], origin), last)
+            assert found is None
+            assert scan == await scan_blob(there["update"].reader)
+            assert (scan.finite, scan.first_not_finite) == (False, "e")
 
 
 def of(*changes: list[float]) -> Distances:
