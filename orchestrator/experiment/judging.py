@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from messages.errors import Duplicate
+from messages.errors import Duplicate, Stale
 from orchestrator.experiment.checking import Change, odd_ones
 from orchestrator.experiment.collecting import After, announce_again
-from orchestrator.experiment.events import UpdatesCompared
+from orchestrator.experiment.events import UpdateCameLate, UpdatesCompared
 from orchestrator.experiment.rounds import close_judged, opened_again
 from orchestrator.experiment.state import Aggregating, Answer, LeftOut, Updated
 
@@ -29,8 +29,21 @@ def updates_compared(state: Aggregating, event: UpdatesCompared, now: datetime) 
     answers: dict[str, Answer] = {**opened.answers, **found, **left_out}
     judged = opened.model_copy(update={"answers": answers})
     if len(found) - len(left_out) >= judged.quorum:
-        return close_judged(judged, state.closed.closed_at)
+        return close_judged(judged, state.closed.closed_at, state.late)
     return announce_again(judged.model_copy(update={"grace_until": None}), now)
+
+
+def update_came_late(state: Aggregating, event: UpdateCameLate) -> Aggregating:
+    """Remembers who sent an update while the set was compared: whether that was too late is not known yet.
+
+    If the round is open again, the silo is asked again, and sends the same update again.
+    """
+    opened = state.judging
+    if opened is None or event.silo not in opened.asked:
+        raise Stale(f"{event.silo} was not asked for round {event.round}")
+    if event.silo in state.late or isinstance(opened.answers.get(event.silo), Updated | LeftOut):
+        raise Duplicate(f"the update of {event.silo} for round {event.round} is known already")
+    return state.model_copy(update={"late": (*state.late, event.silo)})
 
 
 def _compared(update: Updated, event: UpdatesCompared, silo: str) -> Updated:

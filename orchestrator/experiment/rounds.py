@@ -5,6 +5,7 @@ Here is what happens between rounds; what happens to answers inside an open one 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from messages.schemas import ClosedBecause, Purpose
@@ -73,10 +74,16 @@ def close_round(state: Collecting, now: datetime) -> tuple[Aggregating | Ended, 
     return after, (*dismiss(state, ClosedBecause.AGGREGATED), request, PublishHead(head=head_of(after)))
 
 
-def close_judged(state: Collecting, frozen_at: datetime) -> tuple[Aggregating, Effects]:
-    """Closes a round whose set was frozen and compared: now silos may know. Its sum was asked for before."""
+def close_judged(state: Collecting, frozen_at: datetime, late: Iterable[str]) -> tuple[Aggregating, Effects]:
+    """Closes a round whose set was frozen and compared: now silos may know. Its sum was asked for before.
+
+    Updates of those who came `late`, meanwhile, are not in it.
+    """
     closed = frozen(state, frozen_at)
-    after = Aggregating(run=timed(state.run, closed), closed=closed, pausing=state.pausing)
+    run = timed(state.run, closed)
+    counted = {silo: new for silo in late if (new := pace.was_late(run.paces[silo], closed.round)) is not None}
+    run = run.model_copy(update={"paces": {**run.paces, **counted}})
+    after = Aggregating(run=run, closed=closed, pausing=state.pausing)
     return after, (*dismiss(state, ClosedBecause.AGGREGATED), PublishHead(head=head_of(after)))
 
 

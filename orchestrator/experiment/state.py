@@ -255,6 +255,8 @@ class Aggregating(Frozen):
     closed: ClosedRound
     judging: Collecting | None = None
     """The round as it was, while its set is compared before it is summed: it is open again if too few are left."""
+    late: tuple[Name, ...] = ()
+    """Silos whose update came while the set was compared: too late, unless the round is open again."""
     pausing: bool = False
 
 

@@ -177,8 +177,9 @@ def _late(live: Live | Ended, event: UpdateCameLate) -> State:
     match live:
         case Collecting() | Paused():
             current = live.round
-        case Aggregating(judging=Collecting(round=current)):  # it may be asked for again
-            pass
+        case Aggregating(judging=Collecting(round=current)):
+            if event.round == current:
+                return judging.update_came_late(live, event)
         case Aggregating():
             current = live.closed.round + 1
         case Ended():

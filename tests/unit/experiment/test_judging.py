@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -285,10 +286,40 @@ def test_who_leaves_meanwhile_is_not_asked_again() -> None:
     assert "east: declined: task-not-offered" in ended(state).reason
 
 
-def test_an_update_that_comes_meanwhile_is_not_late_for_it_may_be_asked_for_again() -> None:
+LATE = UpdateCameLate(silo="east", run=RUN, round=1)
+
+
+def test_an_update_that_comes_meanwhile_is_late_once_the_round_closes_without_it() -> None:
     frozen, _ = after(of_four(), *(update(s) for s in FOUR[1:]), grace())
+    waiting, effects = step(frozen, LATE, at(20))
+    assert effects == ()
+    assert aggregating(waiting).run.paces == {}
+    with pytest.raises(Duplicate):
+        step(waiting, LATE, at(21))
+    judged, _ = step(waiting, compared(island=0.8, north=0.9, south=0.7), at(30))
+    pace = aggregating(judged).run.paces["east"]
+    assert (pace.late, pace.late_for, pace.missed, pace.updates) == (1, 1, 1, 0)
+    with pytest.raises(Duplicate):
+        step(judged, LATE, at(31))
+
+
+def test_an_update_that_comes_meanwhile_is_in_time_when_the_round_is_open_again() -> None:
+    frozen, _ = after(of_four(), *(update(s) for s in FOUR[1:]), grace(), now=at(20))
+    waiting, _ = step(frozen, LATE, at(25))
+    opened, effects = step(waiting, compared(island=0.8, north=0.9, south=-0.99), at(30))
+    assert Announce(silo="east", round=1, announcement=2) in effects
+    again, _ = step(opened, update("east", announcement=2), at(40))
+    judged, _ = step(again, compared(announcement=2, east=0.9, island=0.8, north=0.9), at(50))
+    pace = aggregating(judged).run.paces["east"]
+    assert (pace.late, pace.missed, pace.updates) == (0, 0, 1)
+
+
+def test_only_those_who_were_asked_and_are_not_in_the_set_come_late_for_it() -> None:
+    frozen, _ = after(of_four(), *(update(s) for s in FOUR[1:]), grace())
+    with pytest.raises(Duplicate):
+        step(frozen, replace(LATE, silo="south"), T0)
     with pytest.raises(Stale):
-        step(frozen, UpdateCameLate(silo="east", run=RUN, round=1), T0)
+        step(frozen, replace(LATE, silo="west"), T0)
 
 
 def test_a_frozen_set_survives_json() -> None:
