@@ -1,19 +1,21 @@
 """What keeps a silo's steps from drifting away from the others': FedProx's proximal term, SCAFFOLD's control variates.
 
 Here lives the arithmetic on a model's torch parameters: those that are shared, trainable and floating. What each is
-measured against is read from files, one tensor at a time. Which file is which, and when, is the round's.
+measured against is read from files, piece by piece where it is not held. Which file is which, and when, is the round's.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from silobus.files import Entry, TensorFile, Written, write_tensors
 from silobus.tensors import FLOATS, TORCH
-from silobus.weights import Model, Tensor, read_as
+from silobus.values import read, read_pieces
+from silobus.weights import Model, Tensor, read_along, read_as
 
 
 class Proximal:
@@ -60,7 +62,7 @@ class Control:
                 parameter.grad.add_(correction)
 
     def write(self, model: Model, steps: int, lr: float, told: Path, kept: Path, *, hashes: bool) -> Written:
-        """Writes Δcᵢ, which goes out, and cᵢ⁺, which stays; float32, one tensor in memory at a time.
+        """Writes Δcᵢ, which goes out, and cᵢ⁺, which stays; float32, a piece of a tensor in memory at a time.
 
         Δcᵢ has every floating tensor that is shared: those that were not trained by gradients, such as running
         statistics, as zeros.
@@ -75,27 +77,44 @@ class Control:
         write_tensors(kept, renewed, hashes=False)
         return written
 
-    def _change(self, name: str, tensor: Tensor, moved_by: float) -> Callable[[], Any]:
-        def raw() -> Any:
+    def _change(self, name: str, tensor: Tensor, moved_by: float) -> Callable[[], Iterator[Any]]:
+        def raw() -> Iterator[Any]:
+            pieces = TORCH.pieces(tensor.value)
             if self._trained.isdisjoint(tensor.names):
-                return bytes(4 * tensor.value.numel())
-            moved = TORCH.minus(read_as(tensor, self._received), tensor.value)
-            return TORCH.raw(moved.div_(moved_by).sub_(_variate(self._common, name, tensor)), "F32")
+                yield from (bytes(4 * piece.numel()) for piece in pieces)
+                return
+            common = _variate_along(self._common, name, tensor)
+            for piece, received, variate in zip(pieces, read_along(tensor, self._received), common, strict=False):
+                yield TORCH.raw(TORCH.minus(received, piece).div_(moved_by).sub_(variate), "F32")
 
         return raw
 
-    def _renewed(self, name: str, tensor: Tensor, changes: TensorFile) -> Callable[[], Any]:
-        return lambda: TORCH.raw(_variate(self._own, name, tensor) + _variate(changes, name, tensor), "F32")
+    def _renewed(self, name: str, tensor: Tensor, changes: TensorFile) -> Callable[[], Iterator[Any]]:
+        def raw() -> Iterator[Any]:
+            own = _variate_along(self._own, name, tensor)
+            for change, variate in zip(_variate_along(changes, name, tensor), own, strict=False):
+                yield TORCH.raw(change + variate, "F32")
+
+        return raw
 
 
 def _variate(file: TensorFile | None, name: str, tensor: Tensor) -> Any:
     import torch
 
+    return read(file, name, TORCH) if _has(file, name, tensor) else torch.zeros(tensor.shape)
+
+
+def _variate_along(file: TensorFile | None, name: str, tensor: Tensor) -> Iterator[Any]:
+    """A variate in the tensor's pieces, each there until the next is asked for; zeros without end where it is none."""
+    return read_pieces(file, name, tensor.value, TORCH) if _has(file, name, tensor) else itertools.repeat(0.0)
+
+
+def _has(file: TensorFile | None, name: str, tensor: Tensor) -> TypeGuard[TensorFile]:
     if file is None or name not in file.names:
-        return torch.zeros(tensor.shape)
+        return False
     if file.code(name) != "F32" or file.shape(name) != tensor.shape:
         raise ValueError(f"{file.path.name}: {name!r} is no float32 control variate of shape {list(tensor.shape)}")
-    return TORCH.read(file.read(name), "F32", tensor.shape)
+    return True
 
 
 def _trainable(model: Model) -> list[tuple[Any, Tensor]]:

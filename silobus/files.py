@@ -1,7 +1,7 @@
-"""Files of a round: safetensors read and written one tensor at a time, and JSON that is there whole or not at all.
+"""Files of a round: safetensors read and written piece by piece, and JSON that is there whole or not at all.
 
-Memory is one tensor, whatever the size of the model, and a digest, where one is wanted, is made while writing. Here is
-no knowledge of models, rounds or what the names mean.
+Memory is what the caller gives, whatever the size of the model, and a digest, where one is wanted, is made while
+writing. Here is no knowledge of models, rounds or what the names mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ _STRETCH = 32 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor about to be written; its bytes are asked for when their turn comes."""
+    """A tensor about to be written; its bytes, in pieces, are asked for when their turn comes."""
 
     name: str
     code: str
     shape: tuple[int, ...]
-    raw: Callable[[], Any]
+    raw: Callable[[], Iterable[Any]]
 
     @property
     def size(self) -> int:
@@ -68,24 +69,28 @@ def write_tensors(path: Path, entries: Iterable[Entry], *, hashes: bool, durable
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256() if hashes else None
 
-    def put(piece: Any) -> None:
+    def put(piece: Any) -> int:
         if digest is not None:
             digest.update(piece)
-        rest = memoryview(piece)
+        rest = memoryview(piece).cast("B")
+        size = rest.nbytes
         while rest:
             rest = rest[file.write(rest) :]
+        return size
 
     begun = 0
     with path.open("wb", buffering=0) as file:
-        put(struct.pack("<Q", len(text)) + text)
+        written = put(struct.pack("<Q", len(text)) + text)
         for entry in ordered:
-            raw = memoryview(entry.raw()).cast("B")
-            if raw.nbytes != entry.size:
+            size = 0
+            for piece in entry.raw():
+                size += put(piece)
+                if written + size - begun >= _STRETCH:
+                    begin_writing_back(file.fileno(), begun, written + size - begun)
+                    begun = written + size
+            if size != entry.size:
                 raise ValueError(f"tensor {entry.name!r} changed while it was written")
-            put(raw)
-            if (written := file.tell()) - begun >= _STRETCH:
-                begin_writing_back(file.fileno(), begun, written - begun)
-                begun = written
+            written += size
         if durable:
             _make_durable(file)
     return Written(8 + len(text) + end, digest.hexdigest() if digest is not None else None)
@@ -117,14 +122,22 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._header[name]["shape"])
 
-    def read(self, name: str) -> bytearray:
-        first, end = self._header[name]["data_offsets"]
-        raw = bytearray(end - first)
-        with self.path.open("rb") as file:
-            file.seek(self._start + first)
-            if file.readinto(raw) != len(raw):
-                raise ValueError(f"{self.path} ends in the middle of tensor {name!r}: it changed while it was read")
-        return raw
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Callable[[memoryview], None]]:
+        """What fills a buffer with a tensor's first bytes, the next one with those that follow."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._start + self._header[name]["data_offsets"][0])
+
+            def take(rest: memoryview) -> None:
+                while rest:
+                    read = file.readinto(rest)  # a system call reads 2 GB at most
+                    if not read:
+                        raise ValueError(
+                            f"{self.path} ends in the middle of tensor {name!r}: it changed while it was read"
+                        )
+                    rest = rest[read:]
+
+            yield take
 
 
 def sha256_of(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from silobus.files import Entry, TensorFile, write_json, write_tensors
 from silobus.tensors import NUMPY, TORCH, kind_of, shape_of
+from silobus.values import raw_pieces, read
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -76,7 +77,7 @@ def read_state(directory: Path, name: str, obj: Any) -> bool:
         if library == "torch":
             import torch  # noqa: F401  (a script that keeps torch tensors may import torch later than this)
         kind = TORCH if library == "torch" else NUMPY
-        return kind.read(file.read(key), file.code(key), file.shape(key))
+        return read(file, key, kind)
 
     restore(obj, kept["state"], tensor)
     return True
@@ -110,7 +111,7 @@ def _paths(directory: Path, name: str) -> tuple[Path, Path]:
 def _entry(name: str, tensor: Any) -> Entry:
     kind = NUMPY if kind_of(tensor) is NUMPY else TORCH
     code = kind.code(tensor)
-    return Entry(name, code, shape_of(tensor), lambda: kind.raw(tensor, code))
+    return Entry(name, code, shape_of(tensor), lambda: raw_pieces(tensor, kind, code))
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:

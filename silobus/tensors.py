@@ -7,8 +7,9 @@ loaded cannot have made the value. Dtypes go by their code in safetensors files 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
 DTYPES = {
@@ -29,6 +30,9 @@ DTYPES = {
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 
+PIECE = 1 << 18
+"""Elements worked on at a time: 1 MB of float32, which stays in a processor's cache between one step and the next."""
+
 
 class Kind(Protocol):
     """What is asked of a tensor library."""
@@ -42,11 +46,19 @@ class Kind(Protocol):
     def raw(self, tensor: Any, code: str) -> Any:
         """The values as that dtype: a buffer of little-endian bytes in row-major order."""
 
-    def read(self, raw: bytearray, code: str, shape: tuple[int, ...]) -> Any:
-        """A tensor of these bytes. It may keep the buffer."""
+    def pieces(self, tensor: Any) -> Iterator[Any]:
+        """The tensor in row-major order, as views of no more than `PIECE` elements, the first the largest."""
 
-    def fill(self, tensor: Any, source: Any) -> bool:
-        """Copy the source's values into the tensor, in place; False when it cannot be written."""
+    def empty(self, code: str, shape: tuple[int, ...]) -> Any:
+        """A new tensor with whatever is in its memory, which is as a file has it."""
+
+    def memory(self, tensor: Any) -> memoryview | None:
+        """The tensor's own bytes, to be overwritten at once; None where they are not as a file has them."""
+
+    def writable(self, tensor: Any) -> bool: ...
+
+    def fill(self, tensor: Any, source: Any) -> None:
+        """Copy the source's values into the tensor, in place."""
 
     def copy(self, tensor: Any) -> Any: ...
 
@@ -71,26 +83,34 @@ class _Torch:
         import torch
 
         name, size = DTYPES[code]
-        flat = tensor.detach().to("cpu", getattr(torch, name)).contiguous()
-        if not flat.numel():
-            return b""
-        # Without numpy, which torch does not require, this is the way to the bytes that copies nothing.
-        buffer = (ctypes.c_ubyte * (flat.numel() * size)).from_address(flat.data_ptr())
-        buffer.owner = flat  # the memory lives as long as the buffer
-        return buffer
+        return _bytes_of(tensor.detach().to("cpu", getattr(torch, name)).resolve_neg().contiguous(), size)
 
-    def read(self, raw: bytearray, code: str, shape: tuple[int, ...]) -> Any:
+    def pieces(self, tensor: Any) -> Iterator[Any]:
+        return _pieces(tensor.detach())
+
+    def empty(self, code: str, shape: tuple[int, ...]) -> Any:
         import torch
 
-        dtype = getattr(torch, DTYPES[code][0])
-        return torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=getattr(torch, DTYPES[code][0]))
 
-    def fill(self, tensor: Any, source: Any) -> bool:
+    def memory(self, tensor: Any) -> memoryview | None:
+        import torch
+
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)  # a class of its own may keep its values elsewhere
+        if not plain or tensor.device.type != "cpu" or tensor.is_neg() or not tensor.is_contiguous():
+            return None
+        # What copy_() would have done: autograd now refuses to go back through a graph that needs the old values.
+        torch.autograd.graph.increment_version(tensor)
+        return _bytes_of(tensor.detach(), tensor.element_size())
+
+    def writable(self, tensor: Any) -> bool:
+        return True
+
+    def fill(self, tensor: Any, source: Any) -> None:
         import torch
 
         with torch.no_grad():
             tensor.copy_(source)
-        return True
 
     def copy(self, tensor: Any) -> Any:
         return tensor.detach().clone()
@@ -121,16 +141,30 @@ class _Numpy:
         flat = np.ascontiguousarray(tensor).reshape(-1)
         return flat.view(np.uint8).data if flat.size else b""
 
-    def read(self, raw: bytearray, code: str, shape: tuple[int, ...]) -> Any:
+    def pieces(self, tensor: Any) -> Iterator[Any]:
         import numpy as np
 
-        return np.frombuffer(raw, dtype=np.dtype(DTYPES[code][0])).reshape(shape)
+        return _pieces(np.asarray(tensor))  # a matrix's rows would be matrices again
 
-    def fill(self, tensor: Any, source: Any) -> bool:
-        if not tensor.flags.writeable:
-            return False
+    def empty(self, code: str, shape: tuple[int, ...]) -> Any:
+        import numpy as np
+
+        return np.empty(shape, np.dtype(DTYPES[code][0]).newbyteorder("<"))
+
+    def memory(self, tensor: Any) -> memoryview | None:
+        import numpy as np
+
+        little = tensor.dtype == tensor.dtype.newbyteorder("<")
+        if not (little and tensor.flags.c_contiguous and tensor.flags.writeable):
+            return None
+        flat = np.asarray(tensor).reshape(-1)
+        return memoryview(flat.view(np.uint8).data) if flat.size else memoryview(b"")
+
+    def writable(self, tensor: Any) -> bool:
+        return bool(tensor.flags.writeable)
+
+    def fill(self, tensor: Any, source: Any) -> None:
         tensor[...] = source
-        return True
 
     def copy(self, tensor: Any) -> Any:
         return tensor.copy()
@@ -139,7 +173,7 @@ class _Numpy:
         import numpy as np
 
         wide = np.float64 if left.dtype == np.float64 else np.float32
-        return left.astype(wide) - right.astype(wide)
+        return left.astype(wide, copy=False) - right.astype(wide, copy=False)
 
 
 TORCH: Kind = _Torch()
@@ -159,6 +193,28 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def _pieces(tensor: Any) -> Iterator[Any]:
+    shape = shape_of(tensor)
+    row = math.prod(shape[1:])
+    if math.prod(shape) <= PIECE:
+        yield tensor
+    elif row > PIECE:
+        for at in range(shape[0]):
+            yield from _pieces(tensor[at])
+    else:
+        for at in range(0, shape[0], PIECE // row):
+            yield tensor[at : at + PIECE // row]
+
+
+def _bytes_of(tensor: Any, size: int) -> memoryview:
+    """A contiguous torch tensor's memory. Without numpy, which torch does not require, this copies nothing."""
+    if not tensor.numel():
+        return memoryview(b"")
+    buffer = (ctypes.c_ubyte * (tensor.numel() * size)).from_address(tensor.data_ptr())
+    buffer.owner = tensor  # the memory lives as long as the buffer
+    return memoryview(buffer).cast("B")
+
+
 def _code(dtype: str) -> str:
     try:
         return CODES[dtype]
@@ -171,6 +227,12 @@ def _bfloat16_bits(tensor: Any) -> Any:
     import numpy as np
 
     single = np.ascontiguousarray(tensor, dtype=np.float32)
-    bits = single.view(np.uint32).astype(np.uint64)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(single), np.uint16(0x7FC0), rounded).astype("<u2")
+    bits = single.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits  # what goes over the end was no number, see below
+    rounded >>= 16
+    upper = rounded.astype("<u2")
+    upper[np.isnan(single)] = 0x7FC0
+    return upper

@@ -1,8 +1,8 @@
 """A model as named tensors: which are shared, filling them from a file, and writing what is to go out.
 
 Here lives what a model's names mean: wrappers' prefixes, tied tensors, what is shared and what is private. Tensors
-are filled in place and written one at a time, so no second copy of the model is made. Which file is which, and
-when, is the round's.
+are filled in place and written piece by piece, so no second copy of one is made. Which file is which, and when, is
+the round's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from silobus.files import Entry, TensorFile, Written, write_tensors
 from silobus.share import is_shared
 from silobus.tensors import CODES, DTYPES, FLOATS, Kind, kind_of, shape_of
+from silobus.values import raw_pieces, read, read_into, read_pieces
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,18 @@ class Model:
     shared: tuple[Tensor, ...]
     private: tuple[Tensor, ...]
 
-    def fill(self, tensor: Tensor, source: Any) -> None:
-        if not tensor.kind.fill(tensor.value, source):
-            for key in tensor.keys:
-                self.held[key] = source
+    def fill(self, tensor: Tensor, source: TensorFile | dict[str, Any]) -> None:
+        """Overwrite a tensor with what the source has for it; one that cannot be written gives way to a new one."""
+        value, kind = tensor.value, tensor.kind
+        if kind.writable(value):
+            if isinstance(source, TensorFile):
+                read_into(value, kind, source, tensor.names_in(source)[0])
+            else:
+                kind.fill(value, source[tensor.names[0]])
+            return
+        new = read_as(tensor, source) if isinstance(source, TensorFile) else kind.copy(source[tensor.names[0]])
+        for key in tensor.keys:
+            self.held[key] = new
 
     def settle(self) -> None:
         """Give the filled tensors back. A module's are its own memory already; another owner's may be copies."""
@@ -87,7 +96,11 @@ def divide(model: Any, *share: Sequence[str]) -> Model:
 
 
 def load(model: Model, received: TensorFile, *private: TensorFile | dict[str, Any] | None) -> None:
-    """Fill what is shared from the weights received, and what is private from the first source that has it."""
+    """Fill what is shared from the weights received, and what is private from the first source that has it.
+
+    Nothing is touched before all that is shared has been found to fit. A file that ends in the middle (ValueError) is
+    found out only then: the model is left with tensors old, new and half of each, and is good for no round.
+    """
     _load_shared(model, received)
     _load_private(model, private)
     model.settle()
@@ -101,7 +114,7 @@ def _load_shared(model: Model, file: TensorFile) -> None:
     for tensor in model.shared:
         _check_fits(tensor, file)
     for tensor in model.shared:
-        model.fill(tensor, read_as(tensor, file))
+        model.fill(tensor, file)
 
 
 def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | None]) -> None:
@@ -110,10 +123,10 @@ def _load_private(model: Model, sources: Sequence[TensorFile | dict[str, Any] | 
         for source in sources:
             if isinstance(source, TensorFile) and not source.names.isdisjoint(tensor.names):
                 _check_fits(tensor, source)
-                model.fill(tensor, read_as(tensor, source))
+                model.fill(tensor, source)
                 break
             if isinstance(source, dict) and tensor.names[0] in source:
-                model.fill(tensor, tensor.kind.copy(source[tensor.names[0]]))  # the source is needed again
+                model.fill(tensor, source)
                 break
 
 
@@ -147,17 +160,23 @@ def write_update(
 
 
 def _entry(name: str, tensor: Tensor, code: str, base: TensorFile | None = None) -> Entry:
-    def raw() -> Any:
-        value = tensor.value if base is None else tensor.kind.minus(tensor.value, read_as(tensor, base))
-        return tensor.kind.raw(value, code)
+    value, kind = tensor.value, tensor.kind
 
-    return Entry(name, code, tensor.shape, raw)
+    def delta(base: TensorFile) -> Iterator[Any]:
+        for piece, received in zip(kind.pieces(value), read_along(tensor, base), strict=True):
+            yield kind.raw(kind.minus(piece, received), code)
+
+    return Entry(name, code, tensor.shape, lambda: raw_pieces(value, kind, code) if base is None else delta(base))
 
 
 def read_as(tensor: Tensor, file: TensorFile) -> Any:
     """What a file has for a tensor, by the first of its names that is there."""
-    name = tensor.names_in(file)[0]
-    return tensor.kind.read(file.read(name), file.code(name), file.shape(name))
+    return read(file, tensor.names_in(file)[0], tensor.kind)
+
+
+def read_along(tensor: Tensor, file: TensorFile) -> Iterator[Any]:
+    """The same in the tensor's pieces, each there until the next is asked for."""
+    return read_pieces(file, tensor.names_in(file)[0], tensor.value, tensor.kind)
 
 
 def _check_fits(tensor: Tensor, file: TensorFile) -> None:
