@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import silobus
+from silobus import tensors, values
 from tests.unit.silobus.by_hand import RoundByHand, make_round
 
 
@@ -15,6 +16,13 @@ from tests.unit.silobus.by_hand import RoundByHand, make_round
 def _nobody_elses_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SILOBUS_INPUT", "SILOBUS_OUTPUT", "SILOBUS_SOCKET", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four elements, so that the small tensors of tests have several pieces."""
+    for module in (tensors, values):
+        monkeypatch.setattr(module, "PIECE", 4)
 
 
 @pytest.fixture
