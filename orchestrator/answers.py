@@ -33,6 +33,7 @@ from orchestrator.experiment.state import Collecting, State
 from orchestrator.experiment.step import open_round_of
 from orchestrator.members import Members
 from orchestrator.presence import Attendance
+from orchestrator.sweeping import Sweeper
 from orchestrator.transitions import Experiments
 
 _log: Final = EventLog(__name__)
@@ -43,9 +44,17 @@ _ANSWERS: Final = {"update-published", "round-declined", "training-failed"}
 class Answers:
     """The messages of `from-<silo>`, whichever silo's."""
 
-    def __init__(self, *, experiments: Experiments, weights: Weights, attendance: Attendance, members: Members) -> None:
+    def __init__(
+        self,
+        *,
+        experiments: Experiments,
+        weights: Weights,
+        attendance: Attendance,
+        members: Members,
+        sweeper: Sweeper,
+    ) -> None:
         self._experiments, self._weights = experiments, weights
-        self._attendance, self._members = attendance, members
+        self._attendance, self._members, self._sweeper = attendance, members, sweeper
 
     async def on_message(self, silo: str, delivery: Delivery) -> None:
         """A message on `from-<silo>`: who sent it is known from the queue, whatever it says."""
@@ -78,6 +87,7 @@ class Answers:
         try:
             await self._count(silo, update)
         except Stale:  # its round was closed, maybe while the update was being verified
+            await self._sweeper.sweep_late(silo, update.run, update.round)
             late = UpdateCameLate(silo=silo, run=update.run, round=update.round)
             await self._experiments.apply(names.experiment_of(update.run), late)
             _log.info("update.late", run=update.run, round=update.round, silo=silo)

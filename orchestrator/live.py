@@ -1,8 +1,8 @@
 """Which experiments have a run that goes on: one small document, so that nobody has to look through all that ended.
 
 A run is entered before its first state is saved and taken out when everything after its end is done, so what goes on is
-always listed; what is listed too long costs a look. Should the document be missing, it is made anew from the documents
-of all experiments.
+always listed; what is listed too long costs a look. Should the document be missing, or nothing that can be read, it is
+made anew from the documents of all experiments.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from messages import names
 from messages.errors import Conflict, NotFound
 from messages.fields import Name, RunId
+from messages.log import EventLog
 from messages.ports import Store
 from orchestrator.documents import ExperimentDocument
 from orchestrator.experiment.state import Tombstone
 
 _AT_ONCE: Final = 32
 _MOST_BYTES: Final = 32 << 20
+_log: Final = EventLog(__name__)
 
 
 class LiveDocument(BaseModel):
@@ -59,11 +61,9 @@ class LiveRuns:
                 read = await self._store.read(names.STATE, names.live_blob(), limit=_MOST_BYTES)
             except NotFound:
                 before, etag = None, None
-                runs: Mapping[str, str | None] = await self._looked_up()
             else:
-                before, etag = LiveDocument.model_validate_json(read.data), read.etag
-                runs = before.runs
-            after = LiveDocument(runs=change(runs))
+                before, etag = _parsed(read.data), read.etag
+            after = LiveDocument(runs=change(before.runs if before else await self._looked_up()))
             if after == before:
                 return after
             try:
@@ -91,3 +91,11 @@ class LiveRuns:
 
         await asyncio.gather(*(one(blob.name.removeprefix(prefix).removesuffix(suffix)) for blob in found))
         return runs
+
+
+def _parsed(data: bytes) -> LiveDocument | None:
+    try:
+        return LiveDocument.model_validate_json(data)
+    except ValidationError as error:
+        _log.warning("live.made-anew", error=f"{names.live_blob()} cannot be read: {error.error_count()} errors")
+        return None

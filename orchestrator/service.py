@@ -16,7 +16,7 @@ from typing import Final, assert_never, final
 from messages import names
 from messages.codec import OperatorMessage, Work, decode
 from messages.consumer import Consumer, Handler, OnPoison
-from messages.errors import Forbidden, NotFound, Poison
+from messages.errors import Duplicate, Forbidden, NotFound, Poison, Transient
 from messages.experiments import (
     CancelExperiment,
     HoldExperiment,
@@ -83,7 +83,9 @@ class Orchestrator:
         self._documents, self._experiments = documents, experiments
         self._weights, self._attendance, self._sweeper = weights, attendance, sweeper
         self._members = Members(silos, documents=documents, experiments=experiments, attendance=attendance)
-        self._answers = Answers(experiments=experiments, weights=weights, attendance=attendance, members=self._members)
+        self._answers = Answers(
+            experiments=experiments, weights=weights, attendance=attendance, members=self._members, sweeper=sweeper
+        )
         self._sums = Sums(experiments=experiments, weights=weights, clock=clock)
         self._max_delivery_count = max_delivery_count
 
@@ -100,7 +102,7 @@ class Orchestrator:
         ]
         _log.info("orchestrator.ready", silos=list(self._silos))
         async with asyncio.TaskGroup() as group:
-            taking_up = group.create_task(self.take_up())
+            taking_up = group.create_task(self._take_up())
             ending = group.create_task(self._end(stop, consumers, until_idle, after=taking_up))
             async with asyncio.TaskGroup() as receiving:
                 for consumer in consumers:
@@ -116,6 +118,26 @@ class Orchestrator:
             await idle(consumers, self._clock, until_idle, after=after)
             _log.info("orchestrator.idle", seconds=until_idle)
             stop.set()
+
+    async def _take_up(self) -> None:
+        """`take_up`, for as long as it takes: a right that is granted holds after minutes. Whatever else goes wrong
+        here is told, and what comes through the queues is taken care of all the same.
+        """
+
+        async def attempt() -> None:
+            try:
+                await self.take_up()
+            except (Forbidden, NotFound) as refusal:
+                raise Transient(str(refusal)) from refusal
+
+        def note(error: Transient, failures: int, wait: float) -> None:
+            log = _log.error if failures == 1 else _log.debug
+            log("runs.not-taken-up", error=str(error), next="keeps trying, ever less often", wait=round(wait, 3))
+
+        try:
+            await retry_transient(attempt, clock=self._clock, before_wait=note)
+        except Exception:  # noqa: BLE001  # our bug, or a document somebody edited
+            _log.exception("runs.not-taken-up")
 
     async def take_up(self) -> None:
         """What every start does: sweeps, and reconciles those runs whose messages are not in `work` any more.
@@ -198,6 +220,10 @@ class Orchestrator:
         strategy = admitted(request)
         try:
             await self._begin(run, request, strategy)
+        except (Poison, Duplicate):
+            if request.initial is not None:
+                await self._sweeper.clear_refused(run)
+            raise
         finally:
             # A silo may have said hello since its presence was read, and found no run to join; and whoever read it may
             # have got no further than this. So a start that is a duplicate looks as well.

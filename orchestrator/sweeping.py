@@ -10,6 +10,7 @@ names already may be gone, and a hold does not bring it back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -90,6 +91,28 @@ class Sweeper:
             _log.info("run.swept", run=run)
             return
         await self._ask_again(state, said, message, posted_at)
+
+    async def sweep_late(self, silo: str, run: str, round_number: int) -> None:
+        """Deletes an update that came when those of its round were gone: sweeps go on from there, and find it no more.
+
+        Of a run that is held, only the last sweep does.
+        """
+        said, _ = await self._documents.retained(run)
+        if said.dooms_updates(round_number):
+            with contextlib.suppress(Stale):
+                await self._empty(said, names.round_prefix(run, round_number), names.updates_of(silo))
+
+    async def clear_refused(self, run: str) -> None:
+        """Deletes the weights copied for a run whose start is refused: no document names it, so no sweep would.
+
+        Before its message is settled; so who dies here leaves that to whoever has the message next. Nothing is deleted
+        of a run that was started, whatever became of it.
+        """
+        try:
+            await self._state(run)
+        except Poison:
+            for blob in await self._store.list(names.GLOBAL, f"{run}/"):
+                await self._store.delete(names.GLOBAL, blob.name)
 
     async def change_hold(self, message: HoldExperiment | ReleaseExperiment, posted_at: datetime) -> None:
         """Holds a run, or lets it go. Raises Duplicate, Stale for what was posted before the last, Poison."""

@@ -17,13 +17,14 @@ from messages.codec import encode
 from messages.errors import Stale
 from messages.experiments import HoldExperiment, ReleaseExperiment
 from messages.ports import Outgoing
-from messages.schemas import AggregateRound, Purpose, SweepRun
+from messages.schemas import AggregateRound, Purpose, RoundAnnounced, SweepRun
 from messages.transport.memory_bus import QueueOptions
 from orchestrator.blobs import Weights
 from orchestrator.documents import Retained
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.settings import RetentionSettings
 from tests.scenario.faults import Trouble
+from tests.scenario.model_silo import Doing
 from tests.scenario.world import World
 from tests.virtual_clock import VirtualClock, rest
 
@@ -57,6 +58,36 @@ def retained(w: World, run: str) -> Retained:
 
 def is_swept(w: World, run: str) -> bool:
     return bool(w.store.named(names.swept_blob(run)))
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_an_update_that_comes_when_those_of_its_round_are_gone_goes_too(held: bool) -> None:
+    """Where no last sweep would ever come; of a run that is held nothing goes."""
+    async with world(RetentionSettings(updates=1, models=None, days=None)) as w:
+        asked = []
+
+        def slow(message: RoundAnnounced) -> Doing:
+            if message.round == 1:
+                asked.append(message)
+                return "ignore"
+            return "update"
+
+        w.silos["south"].doing = slow
+        await w.start()
+        w.live_silos()
+        run = await w.begin(rounds=4, quorum={"minimum": 1, "grace": 5})
+        await w.ended()
+        assert 1 not in rounds_kept(w, "updates-south")
+        if held:
+            await w.post(HoldExperiment(experiment="exp"))
+            await w.clock.advance(1)
+        late = await w.silos["south"].publish(asked[0])
+        assert 1 in rounds_kept(w, "updates-south")
+        await w.silos["south"].send(late)
+        await w.clock.advance(1)
+        assert (1 in rounds_kept(w, "updates-south")) is held
+        assert retained(w, run).updates_gone > 1
+        await no_dead_letters(w)
 
 
 async def work(w: World, message: Any, message_id: str) -> None:
