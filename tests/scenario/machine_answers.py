@@ -68,7 +68,7 @@ class Answers(Federation):
 
     @rule(late=SILOS)
     def nobody_can_train_for_very_long(self, late: str) -> None:
-        self.nobody_can_train(late=late, times=30)
+        self.nobody_can_train(late=late, times=8)
 
     @rule(late=SILOS, times=some.integers(2, 5))
     def nobody_can_train(self, late: str, times: int) -> None:
