@@ -35,7 +35,7 @@ from messages.schemas import (
     SiloHeartbeat,
     SweepRun,
 )
-from orchestrator.aggregation import Strategy, admitted
+from orchestrator.aggregation import Strategy, admitted, least_updates
 from orchestrator.answers import Answers, round_of
 from orchestrator.blobs import Weights
 from orchestrator.experiment.events import (
@@ -243,6 +243,7 @@ class Orchestrator:
             offering=offering,
             roles=tuple(strategy.roles),
             hyperparameters=strategy.hyperparameters,
+            least=least_updates(strategy),
             ran_before=ran_before,
         )
         if request.initial is not None:  # a cheap look before weights are copied

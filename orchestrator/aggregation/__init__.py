@@ -7,7 +7,7 @@ through them and is imported by name, by the shell only. docs/strategies.md is t
 
 from __future__ import annotations
 
-from orchestrator.aggregation.admission import admit, admitted
+from orchestrator.aggregation.admission import admit, admitted, least_updates
 from orchestrator.aggregation.distances import Distances
 from orchestrator.aggregation.in_memory import (
     Combined,
@@ -52,6 +52,7 @@ __all__ = [
     "fedyogi",
     "geometric_median",
     "krum",
+    "least_updates",
     "median",
     "multi_krum",
     "scaffold",

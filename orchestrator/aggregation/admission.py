@@ -4,27 +4,42 @@ entry points that `named` reads.
 
 from __future__ import annotations
 
+import math
+import re
+from typing import Final, get_args
+
+from messages import names
 from messages.errors import Poison
 from messages.experiments import StartExperiment
-from orchestrator.aggregation.fold import blamed
+from messages.schemas import Role
+from orchestrator.aggregation.fold import blamed, check_needs
 from orchestrator.aggregation.named import strategy_named
 from orchestrator.aggregation.strategy import Facts, Strategy
+
+_ROLES: Final = frozenset(get_args(Role))
+_GREATEST_KEPT: Final = 3.4e38
+"""What is kept is float32."""
 
 
 def admitted(request: StartExperiment) -> Strategy:
     """The strategy that an experiment asks for.
 
     Raises Poison `unknown-strategy`, `invalid-strategy-options`, `strategy-failed`; and where the rest of the request
-    does not go with it, `quorum-too-small-for-strategy`, `weights-without-silos`, `hyperparameter-of-strategy`.
+    does not go with it, `weights-without-silos`, `hyperparameter-of-strategy`. Whether its quorums are enough for the
+    strategy (`least_updates`) shows with its members.
     """
     asked = request.strategy
     strategy = strategy_named(asked.name, asked.options, asked.weights)
     with blamed(strategy):
+        _check_strategy(strategy)
         _check_weights(request)
-        for one in strategy.roles.values():
-            _check_quorum(request, one)
         _check_hyperparameters(request, strategy)
     return strategy
+
+
+def least_updates(strategy: Strategy) -> int:
+    """How many updates a round has to have for a strategy that is admitted, whichever role needs them."""
+    return max(one.least for one in strategy.roles.values())
 
 
 def admit(request: StartExperiment, facts: Facts) -> None:
@@ -33,6 +48,30 @@ def admit(request: StartExperiment, facts: Facts) -> None:
     for one in strategy_named(asked.name, asked.options, asked.weights).roles.values():
         with blamed(one):
             one.admit(facts)
+
+
+def _check_strategy(strategy: Strategy) -> None:
+    """Raises ValueError for one that could not be summed with: it need not be ours. Whatever it raises shows here too.
+
+    What it keeps lies in files beside the roles', under its own names.
+    """
+    if "weights" not in strategy.roles or not strategy.roles.keys() <= _ROLES:
+        raise ValueError(f"its roles are {sorted(strategy.roles)}: `weights` has to be there, and may be `control`")
+    taken = set(_ROLES)
+    for one in strategy.roles.values():
+        _ = one.measures, one.from_zeros
+        if one.least < 1:
+            raise ValueError(f"it needs {one.least} updates; one at least")
+        check_needs(one, one.least)
+        for name, initial in one.state.items():
+            if name in taken or not re.fullmatch(names.NAME_PATTERN, name):
+                raise ValueError(
+                    f"it keeps {name!r}: a name has lower-case letters, digits and hyphens, 40 at most; none of "
+                    f"{', '.join(sorted(taken))}, which lie beside it"
+                )
+            if not math.isfinite(initial) or abs(initial) > _GREATEST_KEPT:
+                raise ValueError(f"{name} begins as {initial}, which is no finite float32")
+            taken.add(name)
 
 
 def _check_weights(request: StartExperiment) -> None:
@@ -49,23 +88,6 @@ def _check_weights(request: StartExperiment) -> None:
         raise Poison(
             "invalid-strategy-options",
             f"The strategy's `weights` name each of the experiment's silos, and no other. Look at: {', '.join(wrong)}.",
-        )
-
-
-def _check_quorum(request: StartExperiment, strategy: Strategy) -> None:
-    """As far as it is known now: a share of silos that are not listed shows when they are asked."""
-    quorum, least = request.quorum, strategy.least
-    if request.silos is not None:
-        needed = quorum.needed(request.asked(len(request.silos)))
-    elif isinstance(quorum.minimum, int):
-        needed = quorum.minimum
-    else:
-        return
-    if needed < least:
-        raise Poison(
-            "quorum-too-small-for-strategy",
-            f"Strategy {strategy.name} with these options needs {least} updates, and a quorum of {needed} would close "
-            f"a round. Set quorum.minimum to {least} or more.",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from messages.errors import Poison, SilobusError
+from messages.errors import Poison
 from messages.safetensors_layout import DTYPES, FLOATING
 from orchestrator.aggregation import integers
 from orchestrator.aggregation.strategy import BLOCK, Array, Cohort, Shares, Strategy, Wide
@@ -32,8 +32,15 @@ class Sum:
 
     @classmethod
     def of(cls, strategy: Strategy, cohort: Cohort, form: Form) -> Sum:
-        """Raises Poison when the strategy cannot weigh these updates."""
+        """Raises Poison when the strategy cannot weigh these updates, or when they are too few for it."""
         with blamed(strategy):
+            if len(cohort) < strategy.least:
+                raise Poison(
+                    "too-few-updates",
+                    f"Strategy {strategy.name} with these options needs {strategy.least} updates, and there are "
+                    f"{len(cohort)}. Ask for a quorum of {strategy.least}.",
+                )
+            check_needs(strategy, len(cohort))
             shares = strategy.weigh(cohort)
             _check(shares, len(cohort))
         return cls(strategy, shares, form)
@@ -132,7 +139,7 @@ def blamed(strategy: Strategy) -> Iterator[None]:
     """What a strategy that is not ours does wrong is Poison with its name. What one of ours does is our bug."""
     try:
         yield
-    except (SilobusError, MemoryError):
+    except (Poison, MemoryError):
         raise
     except Exception as error:
         kind = type(strategy)
@@ -143,6 +150,16 @@ def blamed(strategy: Strategy) -> Iterator[None]:
             f"{kind.__module__}.{kind.__qualname__} failed: {type(error).__name__}: {str(error)[:300]}. "
             "Mend it, and start the experiment again.",
         ) from error
+
+
+def check_needs(strategy: Strategy, silos: int) -> None:
+    """Raises ValueError for what a strategy asks for and cannot have with so many updates: it need not be ours."""
+    if strategy.state and not strategy.reads_base:
+        raise ValueError("what keeps `state` says that it `reads_base`: it is `step` that fills it")
+    if strategy.rows(silos) < 1:
+        raise ValueError(f"it holds {strategy.rows(silos)} rows for {silos} updates; one at least")
+    if not 0 <= 2 * strategy.integer_trim(silos) < silos:
+        raise ValueError(f"of {silos} integers, {strategy.integer_trim(silos)} on each side cannot be left out")
 
 
 def _check(shares: Shares, silos: int) -> None:

@@ -40,18 +40,18 @@ class Options:
         ]
         what = " ".join(["a number", " and ".join(words)]).strip()
         value = self._value(name, default, what)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.refusal(f"{name} is {what}, not {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            raise self.refusal(f"{name} is {what}, not {_shown(value)}.")
         if value < least or value <= above or value >= below:
-            raise self.refusal(f"{name} is {what}, not {value!r}.")
+            raise self.refusal(f"{name} is {what}, not {_shown(value)}.")
         return float(value)
 
-    def count(self, name: str, default: int | None, *, least: int = 0) -> int:
-        """A whole number; one without a default has to be given."""
-        what = f"a whole number, {least} or more"
+    def count(self, name: str, default: int | None, *, least: int = 0, most: int = 10_000) -> int:
+        """A whole number; one without a default has to be given. No experiment has more than 10,000 silos."""
+        what = f"a whole number, {least} or more and {most} at most"
         value = self._value(name, default, what)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.refusal(f"{name} is {what}, not {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.refusal(f"{name} is {what}, not {_shown(value)}.")
         return value
 
     def choice(self, name: str, default: str, *among: str) -> str:
@@ -59,7 +59,7 @@ class Options:
         what = "one of: " + ", ".join(among)
         value = self._value(name, default, what)
         if not isinstance(value, str) or value not in among:
-            raise self.refusal(f"{name} is {what}; not {value!r}.")
+            raise self.refusal(f"{name} is {what}; not {_shown(value)}.")
         return value
 
     def weights(self, wanted: bool) -> Mapping[str, float]:
@@ -89,3 +89,16 @@ class Options:
         if value is None:
             raise self.refusal(f"it needs the option {name}, {what}.")
         return value
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is a float's number: a whole number of 400 digits is none."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Scalar) -> str:
+    """For people; Python itself refuses to write whole numbers of thousands of digits."""
+    return repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "one of so many digits"

@@ -61,6 +61,11 @@ class Weighing:
         """Whether long updates are shortened."""
         return self.clip is not None or self.clip_factor is not None
 
+    @property
+    def least(self) -> int:
+        """How many updates `clip_factor` needs: the median of two lengths is their mean, which one can put anywhere."""
+        return 1 if self.clip_factor is None else 3
+
     def weights(self, facts: Sequence[Facts]) -> tuple[int, ...]:
         """A whole number for each update, not all 0. Raises Poison when the facts give none."""
         match self.weighting:

@@ -32,6 +32,8 @@ class StartRequested:
     """What the strategy has updates bring."""
     hyperparameters: Mapping[str, Scalar] = field(default_factory=dict)
     """What the strategy has silos train with."""
+    least: int = 1
+    """How many updates the strategy needs."""
     ran_before: bool = False
     """Whether this very run is known to be over."""
 

@@ -42,6 +42,12 @@ def members_at_start(event: StartRequested) -> tuple[str, ...]:
     if (needed := request.quorum.needed(asked)) > asked:
         which = "take part" if request.sample is None else "are asked in each round"
         raise Poison("quorum-too-large", f"The quorum is {needed} updates, but only {asked} silos {which}.")
+    if needed < event.least:
+        raise Poison(
+            "quorum-too-small-for-strategy",
+            f"Strategy {request.strategy.name} with these options needs {event.least} updates, and a quorum of "
+            f"{needed} would close a round. Set quorum.minimum to {event.least} or more, of as many silos.",
+        )
     if why := request.too_few_to_check(needed):
         raise Poison("quorum-too-small", f"checks: {why}")
     return tuple(listed)
@@ -120,14 +126,16 @@ def asked_next(state: Collecting) -> tuple[str, ...]:
 
 
 def quorum_of(run: Run, asked: int, purpose: Purpose) -> int:
-    """Updates that close a round that asks so many silos; enough to be checked, however many members have left."""
+    """Updates that close a round that asks so many silos; when it trains, enough to be checked and for the strategy,
+    however many members have left."""
     needed = run.request.quorum.needed(asked)
     match purpose:
         case Purpose.INITIALISE:
             return 1
-        case Purpose.TRAIN if run.request.checks is not None:
-            return max(needed, run.request.checks.least)
-        case _:
+        case Purpose.TRAIN:
+            checks = run.request.checks
+            return max(needed, run.least, checks.least if checks is not None else 1)
+        case Purpose.EVALUATE:
             return needed
 
 

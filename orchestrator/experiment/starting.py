@@ -73,6 +73,7 @@ def start_requested(state: State | None, event: StartRequested, now: datetime) -
         seed=seed_of(event.run, event.request),
         roles=event.roles,
         hyperparameters=event.hyperparameters,
+        least=event.least,
         started_at=now,
         model=None if event.initial is None else Model(round=0, payload=event.initial),
     )

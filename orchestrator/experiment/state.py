@@ -60,6 +60,8 @@ class Run(Frozen):
     """What the strategy has updates bring, in rounds that train."""
     hyperparameters: Mapping[ParameterName, Scalar] = {}
     """What the strategy has silos train with, besides the request's."""
+    least: int = 1
+    """How many updates the strategy needs, in rounds that train."""
     started_at: Time
     model: Model | None = None
     """The latest global weights; none before round 0 is over."""

@@ -199,6 +199,28 @@ async def test_a_start_that_makes_no_sense_is_a_dead_letter_with_its_reason() ->
         assert w.state() is None
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "median"},
+        {"name": "geometric-median"},
+        {"name": "trimmed-mean", "options": {"fraction": 0.1}},
+        {"name": "krum", "options": {"f": 0}},
+        {"name": "fedavg", "options": {"clip_factor": 1.0}},
+    ],
+    ids=lambda strategy: str(strategy["name"]),
+)
+async def test_too_few_silos_for_a_strategy_are_refused_before_any_of_them_trains(strategy: dict[str, Any]) -> None:
+    """The quorum is whoever takes part, and that is two: one of them would choose the model."""
+    async with world() as w:
+        await w.start()
+        w.live_silos()
+        await w.begin(strategy=strategy)
+        await rest()
+        assert await w.dead_letters(names.EXPERIMENTS) == ["quorum-too-small-for-strategy"]
+        assert w.state() is None
+
+
 async def test_silos_train_with_what_the_strategy_says() -> None:
     async with world() as w:
         await trained(w, rounds=1, strategy={"name": "fedprox", "options": {"mu": 0.25}}, hyperparameters={"lr": 0.1})

@@ -30,6 +30,10 @@ class FedAvg(Strategy):
         return cls(weighing)
 
     @property
+    def least(self) -> int:
+        return self.weighing.least
+
+    @property
     def reads_base(self) -> bool:
         return self.weighing.clips
 

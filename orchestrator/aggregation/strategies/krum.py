@@ -15,7 +15,6 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from messages.errors import Poison
 from orchestrator.aggregation.distances import Wide
 from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategy import Cohort, Shares, Strategy
@@ -50,12 +49,6 @@ class Krum(Strategy):
         return (silos - 1) // 2
 
     def weigh(self, cohort: Cohort) -> Shares:
-        if len(cohort) < self.least:
-            raise Poison(
-                "too-few-updates",
-                f"Strategy {self.name} holds against f = {self.f} silos among {self.least} or more; there are "
-                f"{len(cohort)} updates. Ask for a quorum of {self.least}.",
-            )
         order = np.argsort(scores(cohort.measured.squared, self.f), kind="stable")
         chosen = set(order[: self.m].tolist())
         return Shares.of([1 if index in chosen else 0 for index in range(len(cohort))])

@@ -60,7 +60,8 @@ def request(**changes: Any) -> StartExperiment:
 def start(run: str = RUN, **changes: Any) -> StartRequested:
     """A start for which all three silos are enrolled and offer the task."""
     facts: dict[str, Any] = {"enrolled": SILOS, "offering": SILOS}
-    facts |= {k: changes.pop(k) for k in ("enrolled", "offering", "initial", "ran_before", "roles") if k in changes}
+    known = ("enrolled", "offering", "initial", "ran_before", "roles", "least")
+    facts |= {k: changes.pop(k) for k in known if k in changes}
     facts["hyperparameters"] = changes.pop("strategys_hyperparameters", {})
     return StartRequested(run=run, request=request(**changes), **facts)
 

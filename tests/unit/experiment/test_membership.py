@@ -14,7 +14,7 @@ from messages.schemas import DeclineReason, Head, Purpose
 from orchestrator.experiment.announcing import announcement_for
 from orchestrator.experiment.effects import Announce, Effects, PublishHead, ScheduleDeadline
 from orchestrator.experiment.events import MembersSeen, PauseRequested, ResumeRequested, SiloAppeared, StartRequested
-from orchestrator.experiment.membership import drawing_order
+from orchestrator.experiment.membership import drawing_order, shortage
 from orchestrator.experiment.state import Collecting, Declined, Paused, State, Updated
 from orchestrator.experiment.step import step
 from tests.unit.experiment.given import (
@@ -235,6 +235,62 @@ def test_a_run_pauses_while_too_few_silos_are_left_for_a_quorum_and_goes_on_when
     resumed, effects = step(state, offering("kiel"), at(5))
     assert collecting(resumed).asked == ("kiel", "south")
     assert effects == opened(2, "kiel", "south", now=5)
+
+
+MEDIAN = {"name": "median"}
+FOUR = ("east", "kiel", "north", "south")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quorum": {"minimum": 2}},
+        {"quorum": {"minimum": "all"}, "offering": ("east", "north")},
+        {"quorum": {"minimum": 0.5}},
+        {"quorum": {"minimum": 2}, "silos": list(SILOS)},
+        {"quorum": {"minimum": "all"}, "silos": ["east", "north"]},
+        {"quorum": {"minimum": "all"}, "sample": {"share": 0.5}},
+    ],
+)
+def test_a_quorum_too_small_for_the_strategy_is_refused(changes: dict[str, object]) -> None:
+    """Whoever takes part, and however the quorum is said: when the run begins the number is known."""
+    with pytest.raises(Poison) as caught:
+        step(None, start(strategy=MEDIAN, least=3, **changes), T0)
+    assert caught.value.reason == "quorum-too-small-for-strategy"
+    assert "Strategy median with these options needs 3 updates, and a quorum of 2 " in caught.value.description
+    assert "Set quorum.minimum to 3 or more" in caught.value.description
+
+
+@pytest.mark.parametrize("changes", [{"quorum": {"minimum": 3}}, {"quorum": {"minimum": "all"}}])
+def test_a_quorum_large_enough_for_the_strategy_is_not(changes: dict[str, object]) -> None:
+    state, _ = step(None, start(strategy=MEDIAN, least=3, initial=weights("initial"), **changes), T0)
+    assert (collecting(state).quorum, collecting(state).run.least) == (3, 3)
+
+
+@pytest.mark.parametrize("listed", [None, list(FOUR)])
+@pytest.mark.parametrize("minimum", ["all", 0.75])
+def test_members_that_leave_do_not_leave_the_strategy_too_few_updates(
+    listed: list[str] | None, minimum: object
+) -> None:
+    """Of four a quorum of three, of two, one: the median of those is their mean."""
+    quorum = {"minimum": minimum}
+    given: dict[str, object] = {"enrolled": FOUR, "offering": FOUR, "silos": listed, "quorum": quorum, "rounds": 3}
+    first, three, two = training(least=3, strategy=MEDIAN, **given), ("east", "kiel", "north"), ("kiel", "north")
+    second, _ = after(first, *(update(silo) for silo in FOUR), enrolled(*three), aggregated())
+    assert (collecting(second).asked, collecting(second).quorum) == (three, 3)
+    third, _ = after(second, *(update(silo, 2) for silo in three), enrolled(*two), aggregated(2))
+    assert paused(third).because == (
+        "A round needs 3 updates, and of 2 silos (kiel, north) that still take part it would ask 2."
+    )
+    assert collecting(after(third, enrolled(*three))[0]).quorum == 3 if listed else True
+
+
+def test_an_evaluation_and_the_first_model_need_no_more_for_the_strategy() -> None:
+    state, _ = step(None, start(least=3, quorum={"minimum": 3}), T0)
+    assert collecting(state).quorum == 1
+    run = training(least=3, quorum={"minimum": 3}).run.model_copy(update={"silos": ("east",)})
+    assert shortage(run, Purpose.EVALUATE) is None
+    assert shortage(run, Purpose.TRAIN) is not None
 
 
 def test_an_operators_pause_is_not_ended_by_a_silo_that_joins() -> None:
