@@ -19,10 +19,8 @@ from silo_agent.silo import Silo
 _log = EventLog(__name__)
 
 
-async def answer(
-    silo: Silo, announced: RoundAnnounced, ended: Ended, *, charged: bool, ran: bool, notes: tuple[str, ...]
-) -> None:
-    """Says how a round ended. `charged`: the budget was; `ran`: a script was started. `notes` stay at home."""
+async def answer(silo: Silo, announced: RoundAnnounced, ended: Ended, *, ran: bool, notes: tuple[str, ...]) -> None:
+    """Says how a round ended. `ran`: a script was started. `notes` stay at home."""
     run, number = announced.run, announced.round
     message: RoundDeclined | TrainingFailed | None = None
     why: str | None = None
@@ -41,16 +39,17 @@ async def answer(
     word = {"how": type(ended).__name__.lower(), "why": why}
     _log.info("round.ended", run=run, round=number, **word)
     entry = {**word, "task": announced.task, "notes": list(notes), "at": silo.clock.now().isoformat()}
-    await asyncio.to_thread(_clear_away, silo, announced, entry, charged=charged)
+    await asyncio.to_thread(_clear_away, silo, announced, entry)
     over = announced.purpose is Purpose.EVALUATE
     await silo.runner.abandon(run, number)
     if ran and (over or not isinstance(ended, Published)):
         await silo.runner.end(run)  # nothing more will be asked of it, or its memory was never committed
 
 
-def _clear_away(silo: Silo, announced: RoundAnnounced, entry: dict[str, Any], *, charged: bool) -> None:
+def _clear_away(silo: Silo, announced: RoundAnnounced, entry: dict[str, Any]) -> None:
     run, number = announced.run, announced.round
-    if charged and not silo.egress.tries_published(run, number):
+    # Whoever charged it, if anybody did: an agent that died may find the round closed when it is back.
+    if not silo.egress.tries_published(run, number):
         silo.budget.give_back(announced.task, (run, number))
     silo.home.round(run, number).mark_ended(entry)
     silo.home.forget_ended(silo.keep_rounds)

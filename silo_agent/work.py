@@ -65,7 +65,6 @@ class RoundWork:
         self._publisher = Publisher(silo, announced, self._directory)
         self._closed = asyncio.Event()
         self._turn: asyncio.Semaphore | None = None
-        self._charged = False
         self._notes: tuple[str, ...] = ()
         self._received: Layout | None = None
         self._version: int | None = None
@@ -96,7 +95,6 @@ class RoundWork:
             self._silo,
             self._announced,
             self.phase,
-            charged=self._charged,
             ran=self._ran,
             notes=self._notes,
         )
@@ -184,7 +182,6 @@ class RoundWork:
                 return Declined(DeclineReason.MESSAGE_INVALID)
             if decision.charged:
                 await asyncio.to_thread(self._silo.budget.charge, self._announced.task, self._key)
-                self._charged = True
         return decision
 
     async def _wait(self, phase: Waiting) -> Event:

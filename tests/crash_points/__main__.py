@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from tests.crash_points.federation import SHAPES
 from tests.crash_points.points import parse
+from tests.crash_points.shapes import SHAPES
 from tests.crash_points.survey import Finding, each_pair, each_single, examined, points_of, undisturbed
 
 SHOWN = 20

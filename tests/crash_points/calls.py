@@ -20,6 +20,8 @@ from tests.crash_points.points import Kind, Life
 
 T = TypeVar("T")
 WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+WRITES: Final = frozenset({"write", "fill"})
+"""Calls that can get half of what they write into a file."""
 ROOT: Final = "federation"
 """The last name of the directory that a federation is in."""
 FILES_OF: Final[ContextVar[Life | None]] = ContextVar("files of", default=None)
@@ -76,8 +78,8 @@ def files_counted() -> Iterator[None]:
         for name in ("mkdir", "rename", "replace", "link", "unlink", "rmdir", "ftruncate", "chmod", "fchmod", "fsync"):
             stack.enter_context(patch.object(os, name, _counted(name, getattr(os, name))))
         stack.enter_context(patch.object(os, "write", _write(os.write)))
-        stack.enter_context(patch.object(os, "open", _opens(os.open, lambda flags: bool(flags & WRITING), "O_RDONLY")))
-        writes = _opens(builtins.open, lambda mode: not set("wxa+").isdisjoint(mode), "r")
+        stack.enter_context(patch.object(os, "open", _opens(os.open)))
+        writes = _fills(builtins.open)
         stack.enter_context(patch.object(io, "open", writes))
         stack.enter_context(patch.object(builtins, "open", writes))
         yield
@@ -100,14 +102,57 @@ def _counted(name: str, original: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-def _opens(original: Callable[..., T], writes: Callable[[Any], bool], default: str) -> Callable[..., T]:
+def _opens(original: Callable[..., int]) -> Callable[..., int]:
+    """`os.open`, where it may make or change a file."""
     counted = _counted("open", original)
 
-    def call(path: Any, *args: Any, **kwargs: Any) -> T:
-        how = args[0] if args else kwargs.get("mode", kwargs.get("flags", 0 if default == "O_RDONLY" else default))
-        return (counted if writes(how) else original)(path, *args, **kwargs)
+    def call(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        return (counted if flags & WRITING else original)(path, flags, *args, **kwargs)
 
     return call
+
+
+def _fills(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Python's own `open`, to write: what is then written gets into the file with it, or half of it does."""
+
+    def call(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        life = FILES_OF.get()
+        if life is None or set("wxa+").isdisjoint(mode):
+            return original(path, mode, *args, **kwargs)
+        made, point = life.enter(f"fill {_place(path)}", away=False)
+        try:
+            file = original(path, mode, *args, **kwargs)
+        except Exception:
+            life.leave(made, point)
+            raise
+        if point is not None and point.kind is Kind.TORN:
+            return _Torn(file, lambda: life.leave(made, point))
+        life.leave(made, point)
+        return file
+
+    return call
+
+
+class _Torn:
+    """An open file whose writer dies with half of what it writes first in it."""
+
+    def __init__(self, file: Any, die: Callable[[], None]) -> None:
+        self._file, self._die = file, die
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Torn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> None:
+        """Raises Crash."""
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        self._die()
 
 
 def _write(original: Callable[[int, Any], int]) -> Callable[[int, Any], int]:

@@ -11,24 +11,25 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, final
 
 from messages import names
 from messages.codec import encode
-from messages.experiments import StartExperiment, Strategy
+from messages.experiments import StartExperiment
 from messages.ports import Outgoing
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
 from orchestrator.app import build
-from orchestrator.settings import OrchestratorSettings, RetentionSettings
+from orchestrator.settings import OrchestratorSettings
 from silo_agent.app import opened
 from silo_agent.code_digest import code_digest
 from silo_agent.service import Agent
 from silo_agent.settings import SiloSettings
 from tests.crash_points.calls import FILES_OF, Away
 from tests.crash_points.points import Life, Plan
-from tests.crash_points.trainer import Member, Trainer, weights
+from tests.crash_points.shapes import Shape
+from tests.crash_points.trainer import Does, Trainer, weights
 from tests.scenario.world import Inline, InOrder, Watched
 from tests.virtual_clock import VirtualClock, rest
 
@@ -38,61 +39,14 @@ LOCKED: Final = 30.0
 """Seconds that a message stays with whoever received it."""
 FROZEN: Final = 45.0
 """Seconds that a process stands still: longer than its locks last."""
-DEADLINE: Final = 300.0
+LATER: Final = 3600.0
+"""Seconds after which what is scheduled is for another time: deadlines of long ago, the sweep of weeks later."""
+WITHIN: Final = 3000.0
+"""Seconds in which a run must be over, whatever goes wrong."""
+HEARTBEAT: Final = 100.0
+REFUSED: Final = 99
+"""A quorum that no round here has: who wants it declines."""
 ORCHESTRATORS: Final = ("ORCH", "ORCH2")
-SERVER_MOMENTUM: Final = 0.5
-_DEFAULT: Final = RetentionSettings()
-_AVERAGE: Final = Strategy()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What is run."""
-
-    silos: dict[str, Member]
-    rounds: int
-    initial: bool = False
-    """Whether the first weights are given; otherwise a silo initialises the model."""
-    orchestrators: int = 1
-    repeats: bool = False
-    """Whether every message arrives twice, and each silo's old updates again whenever a round is announced."""
-    retention: RetentionSettings = _DEFAULT
-    strategy: Strategy = _AVERAGE
-    metric: dict[str, str] | None = None
-    """By which weights are the best."""
-    kept: tuple[int, ...] | None = None
-    """Rounds whose weights are there after the last sweep, when no update is; None: that sweep comes weeks later."""
-
-
-SHAPES: Final = {
-    "run": Shape(silos={"north": Member(2.0, 30), "south": Member(6.0, 10)}, rounds=2),
-    "two": Shape(
-        silos={"north": Member(2.0, 30), "south": Member(6.0, 10)},
-        rounds=1,
-        initial=True,
-        orchestrators=2,
-        repeats=True,
-    ),
-    "small": Shape(silos={"north": Member(2.0, 30)}, rounds=1, initial=True),
-    "swept": Shape(
-        silos={"north": Member(2.0, 30)},
-        rounds=2,
-        initial=True,
-        retention=RetentionSettings(updates=0, models=1, days=0.001),
-        metric={"name": "loss", "mode": "max"},  # it falls, so the first weights are the best
-        kept=(0, 2),
-    ),
-    "momentum": Shape(
-        silos={"north": Member(2.0, 30)},
-        rounds=2,
-        initial=True,
-        strategy=Strategy(name="fedavgm", options={"momentum": SERVER_MOMENTUM}),
-    ),
-}
-"""`run`: everything a run has. `two`: two orchestrators, and everything arrives twice. `small`: for pairs. `swept`:
-what is not needed is deleted at once, and soon after the end everything but the best and the last weights. `momentum`:
-the strategy keeps something from round to round, and every blob that it made is there.
-"""
 
 
 class _Process:
@@ -135,7 +89,7 @@ class Federation:
         """A silo's home."""
         return self.root / silo
 
-    async def to_the_end(self, within: float = 7200.0) -> None:
+    async def to_the_end(self, within: float = WITHIN) -> None:
         """Runs one experiment until it is over and every queue is empty. Raises TimeoutError."""
         for who in ORCHESTRATORS[: self.shape.orchestrators]:
             self._processes.append(self._orchestrator(who))
@@ -149,11 +103,11 @@ class Federation:
         await self._until(lambda: self.left() == [] and not any(p.gone for p in self._processes), within)
 
     def left(self) -> list[str]:
-        """What is in the queues, apart from what retention will do weeks later."""
+        """What is in the queues, apart from what is scheduled for long after."""
+        later = self.clock.now() + timedelta(seconds=LATER)
         queues = self.broker._queues.values()
-        found = [(q.name, m.delivery.subject) for q in queues for m in q.messages if "/" not in q.name]
-        weeks_later = "sweep-run" if self.shape.kept is None else None
-        return [f"{name}: {subject}" for name, subject in found if subject != weeks_later]
+        found = [(q.name, m.delivery) for q in queues for m in q.messages if "/" not in q.name]
+        return [f"{name}: {d.subject}" for name, d in found if d.scheduled_at is None or d.scheduled_at <= later]
 
     def dead_letters(self) -> list[str]:
         """What is among the dead letters, and why."""
@@ -193,17 +147,20 @@ class Federation:
     async def _agents(self, silo: str, life: Life) -> None:
         FILES_OF.set(life)
         bus, store = Away(_Sending(self, silo), life), Away(self.store, life)
-        trainer = Trainer(self.shape.silos[silo])
+        trainer = Trainer(self.shape.silos[silo], self.clock)
         async with opened(self._settings(silo), bus, store, clock=self.clock, local=trainer) as opened_silo:
             await Agent(opened_silo, bus).run(asyncio.Event())
 
     def _settings(self, silo: str) -> SiloSettings:
-        few = len(self.shape.silos)
+        least = len(self.shape.silos) if self.shape.least is None else self.shape.least
+        does = self.shape.silos[silo].does
+        few = REFUSED if does is Does.DECLINE else least
         task = {
             "command": ["nothing"],
             "directory": self.root,
             "code": {"path": self.root / "train.py", "sha256": self._code},
-            "limits": {"rounds": 100, "quorum": few, "silos": few},
+            "limits": {"rounds": 100, "quorum": few, "silos": least},
+            "tries": 1 if does is Does.FAIL else 2,
             "outbound": {
                 "tensors": ["*"],
                 "dtypes": ["float32"],
@@ -213,7 +170,8 @@ class Federation:
                 "metrics": {"loss": {}, "auroc": {}},
             },
         }
-        return SiloSettings.model_validate({"silo": silo, "home": self.home(silo), "tasks": {TASK: task}, **_ELSEWHERE})
+        own = {"silo": silo, "home": self.home(silo), "heartbeat": HEARTBEAT, "tasks": {TASK: task}}
+        return SiloSettings.model_validate({**own, **_ELSEWHERE})
 
     async def _until(self, condition: Callable[[], bool], within: float) -> None:
         """Lets time pass until the condition holds, starting again whatever dies."""
@@ -260,16 +218,13 @@ class Federation:
     # --- messages --------------------------------------------------------------------------------------------------
 
     async def _post(self) -> str:
-        start: dict[str, Any] = {"experiment": EXPERIMENT, "task": TASK, "rounds": self.shape.rounds}
-        start["strategy"] = self.shape.strategy.model_dump()
-        if self.shape.metric:
-            start["metric"] = self.shape.metric
+        start: dict[str, Any] = {"experiment": EXPERIMENT, "task": TASK, **self.shape.start()}
         if self.shape.initial:
             data = weights(1.0, 0)
             sha256 = hashlib.sha256(data).hexdigest()
             await self.store.create(names.INITIAL, names.initial_blob(sha256), data)
             start["initial"] = {"sha256": sha256}
-        message = StartExperiment.model_validate({**start, "quorum": {"deadline": DEADLINE}})
+        message = StartExperiment.model_validate(start)
         body = encode(message)
         self.accept(names.EXPERIMENTS, Outgoing(body=body, message_id="operator-1", subject="start-experiment"), None)
         return names.run_id(EXPERIMENT, "operator-1", body)

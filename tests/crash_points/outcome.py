@@ -18,9 +18,11 @@ from safetensors.numpy import load
 from messages import names
 from messages.schemas import Head, Payload
 from orchestrator.documents import Retained
-from orchestrator.experiment.state import Ended, RoundRecord
+from orchestrator.experiment.state import Ended, RoundRecord, State, Tombstone
 from silo_agent import egress
-from tests.crash_points.federation import EXPERIMENT, SERVER_MOMENTUM, Federation, Shape
+from tests.crash_points.federation import EXPERIMENT, Federation
+from tests.crash_points.shapes import SERVER_MOMENTUM, Shape
+from tests.crash_points.trainer import Does
 from tests.scenario.machine_invariants import assert_follows, head_order
 
 
@@ -56,6 +58,10 @@ class Outcome:
     """What the tombstone of the run names, and how far the deleting has come."""
     head: str
     ended: str
+    best: str
+    """Round, number and digest of the best weights, and for how many rounds there were none better."""
+    paces: dict[str, dict[str, int | None]]
+    """What each silo answered, missed and came too late for, counted; not how long it took."""
     silos: dict[str, Kept]
     dead_letters: list[str]
     left: list[str]
@@ -68,7 +74,10 @@ class Outcome:
         updates = {silo: _rounds(kept.updates) for silo, kept in self.silos.items()}
         facts = {
             "problem": (self.problem, None),
-            "rounds": ([_told(r) for r in self.rounds], [_left_of(shape, *due) for due in _due(shape)]),
+            "rounds": (
+                [_told(r) for r in self.rounds],
+                [_left_of(shape, number, told) for number, told, _ in _due(shape)],
+            ),
             "weights kept": (_rounds(self.weights), _due_weights(shape)),
             "updates kept": (updates, _due_updates(shape)),
             "commits": ({silo: _commits(kept) for silo, kept in self.silos.items()}, _due_commits(shape)),
@@ -96,27 +105,34 @@ def _told(record: dict[str, Any]) -> Told:
     return record["purpose"], silos, scores, numbers["w"][0], numbers["n"][0], velocity
 
 
-def _due(shape: Shape) -> Iterator[tuple[int, Told]]:
-    """What every round must come to, by its number. One silo initialises: the first."""
-    members = shape.silos
-    silos, scores = list(members), 8 * len(members)
-    w, n, commits = 1.0, 0.0, dict.fromkeys(silos, 0)
+def _due(shape: Shape) -> Iterator[tuple[int, Told, list[str]]]:
+    """What every round must come to, by its number, and who published in it. One silo initialises: the first.
+
+    Updates that are left out have their scores pooled: those are of the weights that the round was given.
+    """
+    members = dict(sorted(shape.silos.items()))
+    counted = {silo: member for silo, member in members.items() if member.counts}
+    published = [silo for silo, member in members.items() if member.publishes]
+    answering = [silo for silo, member in members.items() if member.does is not Does.DECLINE]
+    w, n, commits = 1.0, 0.0, dict.fromkeys(members, 0)
     velocity = (0.0, 0.0)
     if not shape.initial:
-        w, commits[silos[0]] = members[silos[0]].constant, 1
-        yield 0, ("initialise", silos[:1], 0, w, 0.0, None)
-    samples = sum(member.samples for member in members.values())
+        first = next(iter(members))
+        w, commits[first] = members[first].constant, 1
+        yield 0, ("initialise", [first], 0, w, 0.0, None), [first]
+    samples = sum(member.samples for member in counted.values())
     for number in range(1, shape.rounds + 1):
-        mean = w + sum(member.constant * member.samples for member in members.values()) / samples
-        commit = sum(commits[silo] * member.samples for silo, member in members.items()) / samples
-        commits = {silo: count + 1 for silo, count in commits.items()}
+        mean = w + sum(member.constant * member.samples for member in counted.values()) / samples
+        commit = sum(commits[silo] * member.samples for silo, member in counted.items()) / samples
+        commits = {silo: count + (silo in published) for silo, count in commits.items()}
         if _keeps(shape):
             velocity = (SERVER_MOMENTUM * velocity[0] + mean - w, SERVER_MOMENTUM * velocity[1] + commit - n)
             w, n = w + velocity[0], n + velocity[1]
         else:
             w, n = mean, commit
-        yield number, ("train", silos, scores, w, n, velocity if _keeps(shape) else None)
-    yield shape.rounds + 1, ("evaluate", silos, scores, None, None, None)
+        told: Told = ("train", list(counted), 8 * len(published), w, n, velocity if _keeps(shape) else None)
+        yield number, told, published
+    yield shape.rounds + 1, ("evaluate", answering, 8 * len(answering), None, None, None), answering
 
 
 def _keeps(shape: Shape) -> bool:
@@ -137,7 +153,7 @@ def _due_updates(shape: Shape) -> dict[str, list[int]]:
     """Rounds of which each silo's updates must be there."""
     if shape.kept is not None:
         return {silo: [] for silo in shape.silos}
-    return {silo: [number for number, told in _due(shape) if silo in told[1]] for silo in shape.silos}
+    return {silo: [number for number, _, published in _due(shape) if silo in published] for silo in shape.silos}
 
 
 def _rounds(blobs: list[str]) -> list[int]:
@@ -151,7 +167,7 @@ def _commits(kept: Kept) -> int:
 
 def _due_commits(shape: Shape) -> dict[str, int]:
     """One per round that a silo published in."""
-    return {silo: sum(silo in told[1] for _, told in _due(shape)) for silo in shape.silos}
+    return {silo: sum(silo in published for _, _, published in _due(shape)) for silo in shape.silos}
 
 
 def _differences(where: str, mine: Any, its: Any) -> Iterator[str]:
@@ -181,6 +197,8 @@ def outcome_of(federation: Federation, problem: str | None, bugs: list[str]) -> 
         retained=_retained(federation),
         head=_head(Head.model_validate_json(head.data)) if head else "none",
         ended=f"{state.outcome} after {state.round}" if isinstance(state, Ended) else "not",
+        best=_best(state),
+        paces=_paces(state),
         silos={silo: _kept(federation, silo) for silo in federation.shape.silos},
         dead_letters=federation.dead_letters(),
         left=federation.left(),
@@ -208,6 +226,19 @@ def _numbers(federation: Federation, record: RoundRecord, payload: Payload | Non
     made = payload and names.weights_blob(record.run, record.round, payload.sha256)
     blob = federation.store.blobs.get((names.GLOBAL, made)) if made else None
     return {name: tensor.tolist() for name, tensor in load(blob.data).items()} if blob else None
+
+
+def _best(state: State | Tombstone | None) -> str:
+    if state is None or isinstance(state, Tombstone):
+        return "no run"
+    best, stagnant = state.run.best, state.run.stagnant
+    return f"{best.number} in {best.round}, {best.payload.sha256}, {stagnant} since" if best else f"none, {stagnant}"
+
+
+def _paces(state: State | Tombstone | None) -> dict[str, dict[str, int | None]]:
+    if state is None or isinstance(state, Tombstone):
+        return {}
+    return {silo: pace.model_dump(exclude={"training", "answering"}) for silo, pace in state.run.paces.items()}
 
 
 def _retained(federation: Federation) -> str:

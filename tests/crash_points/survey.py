@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.crash_points.calls import ROOT, files_counted
-from tests.crash_points.federation import SHAPES, Federation
+from tests.crash_points.calls import ROOT, WRITES, files_counted
+from tests.crash_points.federation import Federation
 from tests.crash_points.outcome import Outcome, outcome_of
 from tests.crash_points.points import ANY, Kind, Plan, Point
+from tests.crash_points.shapes import SHAPES
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -84,7 +85,7 @@ def points_of(undisturbed: Plan) -> Points:
                     kinds.append(Kind.AFTER)
                 else:
                     same += 1
-            if call.what == "write":
+            if not call.away and call.answered and call.what.split()[0] in WRITES:
                 kinds.append(Kind.TORN)
             if call.away:
                 kinds += [Kind.REFUSE, Kind.LOSE, Kind.FREEZE] if call.answered else [Kind.REFUSE, Kind.FREEZE]

@@ -9,14 +9,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from silo_agent.runners.port import Finished, Job, Outcome, Runner
+from messages.ports import Clock
+from messages.schemas import FailureCategory
+from silo_agent.runners.port import Failed, Finished, Job, Outcome, Runner
 
 SIZE = 3
+FOR_EVER = 10 * 86400.0
+"""Seconds."""
+
+
+class Does(StrEnum):
+    """What a silo does in rounds that train. In others it answers, unless it declines."""
+
+    TRAIN = "train"
+    FAIL = "fail"
+    """Its training fails, each time."""
+    HANG = "hang"
+    """Its training goes on for longer than anybody waits."""
+    STRAY = "stray"
+    """It trains, and the orchestrator leaves its update out."""
+    DECLINE = "decline"
+    """Its owner refuses every round; that is not the trainer's business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +46,37 @@ class Member:
 
     constant: float
     samples: int
+    does: Does = Does.TRAIN
+
+    @property
+    def counts(self) -> bool:
+        """Whether its updates are summed."""
+        return self.does is Does.TRAIN
+
+    @property
+    def publishes(self) -> bool:
+        """Whether it sends an update when it is asked to train."""
+        return self.does in {Does.TRAIN, Does.STRAY}
 
 
 class Trainer(Runner):
     """Trains where it is called: its files are the agent's calls, and it dies with the agent."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: Member, clock: Clock) -> None:
+        self._member, self._clock = member, clock
 
     async def run(self, job: Job) -> Outcome:
-        await asyncio.to_thread(self._one_round, job)
+        asked = json.loads((job.input / "round.json").read_bytes())
+        if asked["purpose"] == "train":
+            match self._member.does:
+                case Does.FAIL:
+                    return Failed(FailureCategory.SCRIPT_ERROR)
+                case Does.HANG:
+                    await self._clock.sleep(FOR_EVER)
+        await asyncio.to_thread(self._one_round, job, asked)
         return Finished()
 
-    def _one_round(self, job: Job) -> None:
-        asked = json.loads((job.input / "round.json").read_bytes())
+    def _one_round(self, job: Job, asked: Mapping[str, Any]) -> None:
         kept = job.input / "state" / "count"
         count = int(kept.read_text()) if kept.exists() else 0
         (job.output / "state").mkdir()

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.crash_points.federation import SHAPES
 from tests.crash_points.points import Kind, Point, parse
+from tests.crash_points.shapes import SHAPES
 from tests.crash_points.survey import (
     Finding,
     examined,
@@ -53,7 +53,7 @@ def test_every_call_that_leaves_a_process_is_a_point() -> None:
     away = {call.what.split()[0] for calls in plan.made.values() for call in calls if call.away}
     files = {call.what.split()[0] for calls in plan.made.values() for call in calls if not call.away}
     assert away >= {"send", "receive", "complete", "read", "write", "create", "open", "fetch", "list"}
-    assert files >= {"open", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "chmod", "unlink"}
+    assert files >= {"open", "fill", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "chmod", "unlink"}
     points = points_of(plan)
     assert {point.kind for point in points.run} == set(Kind) - {Kind.AFTER}
     assert points.count > 2500
@@ -104,7 +104,27 @@ def test_what_the_strategy_keeps_is_summed_once_and_found_again() -> None:
     assert_equal(at("momentum", "ORCH", "create global/", Kind.UNANSWERED))
 
 
-@pytest.mark.parametrize(("shape", "count"), [("run", 4), ("two", 4), ("swept", 3)])
+def test_what_was_charged_is_given_back_though_the_agent_that_was_charged_is_dead() -> None:
+    """The failed round is closed when it is back."""
+    assert undisturbed("fails").outcome.silos["north"].charged == [
+        undisturbed("fails").outcome.silos["south"].charged[1]
+    ]
+    assert_equal(at("fails", "NORTH", "send from-north", Kind.UNANSWERED))
+
+
+def test_a_grace_and_a_judgement_are_not_lost() -> None:
+    assert [record["others"] for record in undisturbed("grace").outcome.rounds] == [
+        {"east": "declined: quorum-too-small", "south": "had not answered"},
+        {"east": "declined: quorum-too-small"},
+    ]
+    assert_equal(at("grace", "ORCH", "send work", Kind.BEFORE))
+    assert undisturbed("checks").outcome.paces["east"]["left_out"] == 1
+    assert_equal(at("checks", "ORCH", "write state/experiments/", Kind.UNANSWERED, each=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [("run", 4), ("two", 4), ("swept", 3), ("fails", 2), ("grace", 2), ("checks", 2)]
+)
 def test_whichever_call_goes_wrong_the_run_comes_to_the_same(shape: str, count: int) -> None:
     assert_equal([examined(shape, points) for points in singles(shape, count)])
 
