@@ -71,7 +71,8 @@ class Round(ABC):
 
         `share` names what may leave, by shell-style patterns over tensor names: `!` excludes, the last match wins.
         The model is anything with `state_dict()`, wrapped or not, or a dict of tensors. Alone, the model stays as
-        it is.
+        it is. Tensors are overwritten where they lie: a loss from before this that needs their old values for its
+        gradients is refused by torch. After a ValueError the model may be half overwritten, and is good for no round.
         """
         if self._loaded:
             raise RuntimeError("load() was called before in this round; put several models into one, as a ModuleDict")

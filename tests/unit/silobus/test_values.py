@@ -19,6 +19,7 @@ import silobus
 from silobus import tensors, values
 from silobus.files import Entry, TensorFile, write_tensors
 from silobus.tensors import NUMPY, PIECE, TORCH, Kind
+from silobus.weights import divide
 from tests.unit.silobus.by_hand import RoundByHand
 
 Given = Callable[..., RoundByHand]
@@ -121,6 +122,7 @@ def test_numpy_dtypes_of_others_and_of_the_other_byte_order_too(dtype: Any, tmp_
     assert np.array_equal(values.read(TensorFile(tmp_path / "w"), "w", NUMPY), expected)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_a_numpy_matrix_too(tmp_path: Path) -> None:
     matrix = np.asmatrix(np.zeros((2, 9), np.float32).T)
     write_tensors(tmp_path / "w", [Entry("w", "F32", (9, 2), lambda: [numbers((9, 2)).tobytes()])], hashes=False)
@@ -191,6 +193,15 @@ def test_a_graph_that_needs_the_weights_of_before_is_refused(
         before.backward()
 
 
+def test_a_parameter_is_filled_with_what_it_first_was() -> None:
+    """A process kept warm starts a private parameter from there when no state is kept of it."""
+    private = torch.ones(3, requires_grad=True)
+    model = divide({"shared": torch.zeros(1), "private": private}, ["*", "!private"])
+    model.fill(model.private[0], {"private": torch.tensor([1.0, 2.0, 3.0])})
+    assert private.tolist() == [1, 2, 3]
+    assert private.is_leaf
+
+
 def test_a_graph_that_does_not_need_them_is_right_all_the_same(given: Given, run: Run) -> None:
     model = Square()
     before = (3 * model.weight).sum()
@@ -241,7 +252,7 @@ def pieces_as_users_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("library", [np, torch])
 @pytest.mark.parametrize(
     ("transfer", "turned"),
-    [({"form": "weights", "dtype": None}, False), ({"form": "delta", "dtype": "bfloat16"}, True)],
+    [({"form": "weights", "dtype": "float16"}, False), ({"form": "delta", "dtype": "bfloat16"}, True)],
 )
 def test_no_second_copy_of_a_tensor_is_made(
     given: Given, run: Run, library: Any, transfer: dict[str, Any], turned: bool
