@@ -24,7 +24,7 @@ from messages.schemas import Payload
 from messages.weights import FLOATING, Layout, Scan, layout_of, scan_blob
 from orchestrator.aggregation.distances import GRAM_BLOCK, Gram
 from orchestrator.aggregation.plan import Piece, batches
-from orchestrator.aggregation.reading import Opened, Read, ahead
+from orchestrator.aggregation.reading import Memory, Opened, Read, ahead
 from orchestrator.aggregation.strategy import Array
 from orchestrator.experiment.checking import Change
 from orchestrator.experiment.state import Collecting
@@ -81,13 +81,13 @@ async def scan_measuring(
 
 async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change | None]:
     layout, update = new.update.layout, new.update
-    scanner, gram = Scanner(update.reader.size), Gram(2 if last else 1)
+    scanner, gram, memory = Scanner(update.reader.size), Gram(2 if last else 1), Memory()
     plan = list(batches(layout.in_file_order, _NUMBERS, GRAM_BLOCK))
     floating = [[piece for piece in batch if layout.by_name[piece.tensor].dtype in FLOATING] for batch in plan]
     beside = [*new.sources[1:], *(last.sources if last else [])]
 
     def take(batch: Sequence[Piece], numbers: Sequence[Piece], reads: list[Read]) -> None:
-        for _, raw in reads[0]:
+        for _, raw in reads[0].spans:
             scanner.feed(raw)
         mine = dict(zip(batch, update.arrays(batch, reads[0]), strict=True))
         others = [one.arrays(numbers, read) for one, read in zip(beside, reads[1:], strict=True)]
@@ -96,13 +96,15 @@ async def _scan(new: _Changed, last: _Changed | None) -> tuple[Scan, Change | No
 
     scanner.feed(await update.reader.read(0, layout.data_offset))
     jobs = (
-        one.reading(batch if one is update else numbers)
+        one.reading(batch if one is update else numbers, memory)
         for batch, numbers in zip(plan, floating, strict=True)
         for one in (update, *beside)
     )
     async with aclosing(ahead(jobs, _BATCHES_AHEAD * (1 + len(beside)))) as reads:
         for batch, numbers in zip(plan, floating, strict=True):
-            await asyncio.to_thread(take, batch, numbers, [await anext(reads) for _ in (update, *beside)])
+            there = [await anext(reads) for _ in (update, *beside)]
+            await asyncio.to_thread(take, batch, numbers, there)
+            memory.give(*there)
     scan = scanner.finish()
     if not scan.finite:  # who verifies the update refuses it; its change has no length to speak of
         return scan, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="rounds before them that do not count")
     parser.add_argument("--strategy", default="fedavg", help="one that makes of equal updates what they are")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="of the strategy")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="in which updates travel")
     parser.add_argument("--form", choices=["weights", "delta"], default="weights")
     parser.add_argument("--memory-budget", type=int, metavar="MIB", help="the orchestrator's")
@@ -40,6 +42,7 @@ def main() -> None:
                 rounds=args.rounds,
                 warm_up=args.warm_up,
                 strategy=args.strategy,
+                options={name: json.loads(value) for name, value in (o.split("=", 1) for o in args.option)},
                 dtype=args.dtype,
                 form=args.form,
                 memory_budget=args.memory_budget,

@@ -13,7 +13,7 @@ import os
 import signal
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -52,6 +52,7 @@ class Asked:
     """That count; `warm_up` more go before them."""
     warm_up: int = WARM_UP
     strategy: str = "fedavg"
+    options: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """In which updates travel."""
     form: Literal["weights", "delta"] = "weights"
@@ -165,7 +166,7 @@ async def _run(local: Local, asked: Asked, result: Path) -> tuple[Standing, Coun
             rounds=asked.rounds + asked.warm_up,
             quorum=Quorum(minimum="all"),
             transfer=Transfer(form=asked.form, dtype=None if asked.dtype == "float32" else asked.dtype),
-            strategy=Strategy(name=asked.strategy),
+            strategy=Strategy(name=asked.strategy, options=asked.options),
         )
         sent = await experiments.send(federation.bus, message)
         await experiments.accepted(federation, message, sent)

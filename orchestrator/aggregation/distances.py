@@ -21,7 +21,10 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 Wide = np.ndarray[Any, np.dtype[np.float64]]
 GRAM_BLOCK: Final = 1 << 13
-"""Numbers multiplied at a time, counted from a tensor's first: so where chunks are cut does not change a bit."""
+"""Numbers multiplied at a time, counted from a tensor's first: so where chunks are cut does not change a bit. Fewer of
+many silos: see `Gram.block`."""
+_MOST_IN_ROWS: Final = 1 << 20
+_LEAST_BLOCK: Final = 1 << 8
 GREATEST: Final = 1e140
 """Float64 numbers beyond it count as this: so no product, and no sum of them, is infinite."""
 
@@ -78,17 +81,23 @@ class Distances:
 
 @final
 class Gram:
-    """Adds up the inner products of `silos` updates, chunk by chunk. A chunk begins at a multiple of `GRAM_BLOCK`."""
+    """Adds up the inner products of `silos` updates, chunk by chunk. A chunk begins at a multiple of `block`."""
 
     def __init__(self, silos: int) -> None:
-        self._total = np.zeros((silos, silos))
-        self._rows = np.empty((silos, GRAM_BLOCK))
+        self.block: Final = _block(silos)
+        self._total, self._product = np.zeros((silos, silos)), np.empty((silos, silos))
+        self._rows = np.empty((silos, self.block))
+
+    @property
+    def bytes(self) -> int:
+        """What it takes up, with what is made of it at the end."""
+        return self._rows.nbytes + 6 * self._total.nbytes
 
     def add(self, chunks: Sequence[Array], base: Array | None) -> None:
         """The same chunk of every update: weights, or with no `base` changes."""
         clips = any(chunk.dtype == np.float64 for chunk in chunks)
-        for start in range(0, len(chunks[0]), GRAM_BLOCK):
-            stop = min(start + GRAM_BLOCK, len(chunks[0]))
+        for start in range(0, len(chunks[0]), self.block):
+            stop = min(start + self.block, len(chunks[0]))
             rows = self._rows[:, : stop - start]
             for row, chunk in zip(rows, chunks, strict=True):
                 np.copyto(row, chunk[start:stop])
@@ -96,12 +105,17 @@ class Gram:
                 rows -= base[start:stop].astype(np.float64)
             if clips:
                 np.clip(rows, -GREATEST, GREATEST, out=rows)
-            self._total += rows @ rows.T
+            self._total += np.matmul(rows, rows.T, out=self._product)
 
     def distances(self) -> Distances:
         """What came of all chunks."""
         upper = np.triu(self._total)
         return Distances(upper + np.triu(self._total, 1).T)
+
+
+def _block(silos: int) -> int:
+    """A power of two that depends on nothing else."""
+    return max(_LEAST_BLOCK, min(GRAM_BLOCK, 1 << (_MOST_IN_ROWS // max(silos, 1)).bit_length() - 1))
 
 
 def to_24_bits(number: float) -> float:

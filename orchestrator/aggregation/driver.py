@@ -21,12 +21,13 @@ from messages.errors import InvalidWeights, Poison
 from messages.ports import Store
 from messages.weights import FLOATING, Layout, Scan, WeightsFault, Writer
 from orchestrator.aggregation.aside import one_aside, to_its_end
-from orchestrator.aggregation.distances import GRAM_BLOCK, Distances, Gram
+from orchestrator.aggregation.distances import Distances, Gram
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.plan import Piece, batches
 from orchestrator.aggregation.reading import (
     READS_AHEAD,
     Contribution,
+    Memory,
     Opened,
     Read,
     Source,
@@ -43,7 +44,10 @@ _ROWS_BESIDES: Final = 9 + READS_AHEAD
 ahead, integers' second half, and what the allocator of each thread keeps of them for the next. 8 bytes at most each."""
 _ROWS_KEPT: Final = 3
 """The same, for each thing that a strategy keeps."""
+_BESIDES_ALL: Final = 8 << 20
+"""Bytes that any sum takes, as measured: threads, their allocators, what a writer gathers."""
 _MOST_NUMBERS: Final = 1 << 19
+_LEAST_NUMBERS: Final = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ async def aggregate(
     opened: list[Opened] = []
     try:
         await open_all(store, [base, *ordered] if base else ordered, opened)
-        layout = Layout.of((s.name, s.dtype, s.shape) for s in opened[0].layout.tensors)
+        layout = await asyncio.to_thread(_layout_of, opened[0])
         before = {}
         for name in strategy.state:
             if name in (kept or {}):
@@ -110,7 +114,7 @@ async def aggregate(
         layouts = list({id(update.layout): update.layout for update in updates}.values())
         round_ = _Round(strategy, layout, opened[0] if base else None, updates, before, layouts)
         cohort = await _cohort(round_, ordered, members, memory_budget)
-        task = Sum.of(strategy, cohort, ordered[0].form)
+        task = await asyncio.to_thread(Sum.of, strategy, cohort, ordered[0].form)
         with ExitStack() as files:
             writers = await asyncio.to_thread(_writers, round_, target, files)
             await _sum(round_, task, writers, memory_budget)
@@ -118,6 +122,11 @@ async def aggregate(
     finally:
         for one in opened:
             await one.reader.close()
+
+
+def _layout_of(model: Opened) -> Layout:
+    """As we write it: the tensors in an order that only their names and dtypes decide."""
+    return Layout.of((s.name, s.dtype, s.shape) for s in model.layout.tensors)
 
 
 def _check_base(strategy: Strategy, base: Source | None, ordered: Sequence[Contribution]) -> None:
@@ -160,11 +169,12 @@ async def measure(
 async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opened], memory_budget: int) -> Distances:
     """One pass over the floating tensors of all updates, which are deltas where there is no base."""
     silos = len(updates)
-    gram = Gram(silos)
+    gram, memory = Gram(silos), Memory()
     floating = [spec for spec in layout.in_file_order if spec.dtype in FLOATING]
-    plan = list(batches(floating, _numbers(silos, memory_budget), GRAM_BLOCK))
+    numbers = _numbers(silos, memory_budget - gram.bytes, gram.block)
+    plan = await asyncio.to_thread(list, batches(floating, numbers, gram.block))
     sources = [*([base] if base else []), *updates]
-    jobs = (source.reading(batch) for batch in plan for source in sources)
+    jobs = (source.reading(batch, memory) for batch in plan for source in sources)
 
     def add(batch: Sequence[Piece], reads: list[Read]) -> None:
         arrays = [source.arrays(batch, read) for source, read in zip(sources, reads, strict=True)]
@@ -173,26 +183,38 @@ async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opene
 
     async with aclosing(ahead(jobs, READS_AHEAD)) as reads:
         for batch in plan:
-            await asyncio.to_thread(add, batch, [await anext(reads) for _ in sources])
-    return gram.distances()
+            there = [await anext(reads) for _ in sources]
+            await asyncio.to_thread(add, batch, there)
+            memory.give(*there)
+    return await asyncio.to_thread(gram.distances)
 
 
 async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], memory_budget: int) -> None:
-    strategy = round_.strategy
+    strategy, memory = round_.strategy, Memory()
     rows = 2 * strategy.rows(len(round_.updates)) + _ROWS_KEPT * len(strategy.state)  # of this batch and the last
-    plan = list(batches(round_.layout.in_file_order, _numbers(rows, memory_budget), GRAM_BLOCK))
+    numbers = _numbers(rows, memory_budget)
+    plan = await asyncio.to_thread(list, batches(round_.layout.in_file_order, numbers))
     base = round_.base if task.reads_base else None
     plain, floating = [*([base] if base else []), *round_.updates], list(round_.kept.values())
-    jobs = (source.reading(part) for batch in plan for source, part in _parts(round_.layout, batch, plain, floating))
+    jobs = (
+        source.reading(part, memory) for batch in plan for source, part in _parts(round_.layout, batch, plain, floating)
+    )
     async with aclosing(ahead(jobs, READS_AHEAD)) as reads, one_aside() as aside:
+        written: list[Read] = []
         for batch in plan:
-            folds = _Folds(round_, task, batch)
+            folds = _Folds(round_, task, batch)  # not in a thread: each keeps for itself what was freed in it
+            writing: list[Read] = []
             if base:
-                await asyncio.to_thread(folds.start_from, base, await anext(reads))
+                writing.append(await anext(reads))
+                await asyncio.to_thread(folds.start_from, base, writing[0])
             for index in range(len(round_.updates)):
-                await asyncio.to_thread(folds.add, index, await anext(reads))
+                read = await anext(reads)
+                await asyncio.to_thread(folds.add, index, read)
+                memory.give(read)
             kept = {name: await anext(reads) for name in round_.kept}
             await aside(folds.write, kept, writers)  # hashed and written while the next batch is read and added
+            memory.give(*written)  # now that the batch before is through
+            written = [*writing, *kept.values()]
 
 
 def _parts(
@@ -206,9 +228,10 @@ def _floating(layout: Layout, batch: Sequence[Piece]) -> list[Piece]:
     return [piece for piece in batch if layout.by_name[piece.tensor].dtype in FLOATING]
 
 
-def _numbers(rows: int, memory_budget: int) -> int:
+def _numbers(rows: int, memory_budget: int, least: int = _LEAST_NUMBERS) -> int:
     """How many numbers a batch may have, when so many more are held for each of them."""
-    return max(GRAM_BLOCK, min(_MOST_NUMBERS, memory_budget // (8 * (rows + _ROWS_BESIDES))))
+    room = max(memory_budget - _BESIDES_ALL, memory_budget // 4)
+    return max(least, min(_MOST_NUMBERS, room // (8 * (rows + _ROWS_BESIDES))))
 
 
 def _writers(round_: _Round, target: Path, files: ExitStack) -> dict[str | None, Writer]:
@@ -276,3 +299,5 @@ class _Folds:
             writers[None].write(new.view(np.uint8).data)
             for name, values in keeps.items():
                 writers[name].write(values.view(np.uint8).data)
+        self._folds.clear()  # whoever still knows of this batch holds nothing large any more
+        self._base = None

@@ -7,11 +7,12 @@ pinned to the blob that was opened, and size and layout are checked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from asyncio import to_thread
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, final
 
 import numpy as np
 
@@ -22,10 +23,11 @@ from orchestrator.aggregation.plan import Piece, Range, ranges
 from orchestrator.aggregation.strategy import Array
 
 T = TypeVar("T")
-Read = list[tuple[Range, bytes]]
 
 READS_AHEAD: Final = 3
 _OPENS_AHEAD: Final = 8
+_MANY: Final = 64
+"""Pieces of which it takes a thread to find out where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +57,66 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """Ranges of one blob that were read, and the memory that they are in."""
+
+    spans: Sequence[tuple[Range, memoryview]]
+    memory: bytearray
+
+
+@final
+class Memory:
+    """What ranges are read into, again and again: having the system clear fresh memory costs a third of a hash."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self, length: int) -> bytearray:
+        """So many bytes, or more."""
+        for number, memory in enumerate(self._free):
+            if len(memory) >= length:
+                return self._free.pop(number)
+        if self._free:
+            self._free.pop()  # there are never more than were in use at once
+        return bytearray(length)
+
+    def give(self, *reads: Read) -> None:
+        """What was read is not needed any more. Where somebody kept an array of it, it stays theirs."""
+        for read in reads:
+            for _, raw in read.spans:
+                raw.release()
+            with contextlib.suppress(BufferError):
+                read.memory.append(read.memory.pop())  # what is looked at cannot change its length
+                self._free.append(read.memory)
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A blob that is read from, and what is in it."""
 
     reader: Reader
     layout: Layout
 
-    def reading(self, batch: Sequence[Piece]) -> Callable[[], Awaitable[Read]]:
+    def reading(self, batch: Sequence[Piece], memory: Memory) -> Callable[[], Awaitable[Read]]:
         """Reads these pieces when it is called."""
 
         async def run() -> Read:
-            return [(r, await self.reader.read(r.offset, r.length)) for r in ranges(batch, self.layout)]
+            spans = ranges(batch, self.layout) if len(batch) < _MANY else await to_thread(ranges, batch, self.layout)
+            taken = memory.take(sum(span.length for span in spans))
+            left = memoryview(taken)
+            filled = []
+            for span in spans:
+                into, left = left[: span.length], left[span.length :]
+                await self.reader.read_into(span.offset, into)
+                filled.append((span, into))
+            return Read(filled, taken)
 
         return run
 
     def arrays(self, batch: Sequence[Piece], read: Read) -> list[Array]:
-        """The pieces that were read, in the order of the batch."""
+        """The pieces that were read, in the order of the batch. They are lent: until `Memory.give`."""
         found: dict[int, Array] = {}
-        for span, raw in read:
+        for span, raw in read.spans:
             for index, offset in span.pieces:
                 piece = batch[index]
                 dtype = DTYPES[self.layout.by_name[piece.tensor].dtype]
@@ -85,14 +129,14 @@ async def open_all(store: Store, sources: Sequence[Source | Contribution], opene
     model: Layout | None = None
     known: dict[Layout, Layout] = {}  # thousands of silos, one layout
     jobs = (_opening(store, source) for source in sources)
-    async with aclosing(ahead(jobs, _OPENS_AHEAD)) as results:
+    async with contextlib.aclosing(ahead(jobs, _OPENS_AHEAD)) as results:
         async for one in results:
             source = sources[len(opened)]
             layout = known.get(one.layout)
             if layout is None:
                 layout = known[one.layout] = one.layout
                 model = model or layout
-                if difference := _unfit(model, layout):
+                if difference := await to_thread(_unfit, model, layout):
                     whose = f"silo {source.silo}" if isinstance(source, Contribution) else "the base"
                     raise InvalidWeights(
                         WeightsFault.LAYOUT_MISMATCH, f"The update of {whose} does not fit: {difference}"

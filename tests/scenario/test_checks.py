@@ -323,18 +323,28 @@ async def test_the_last_update_is_not_missed_when_it_is_gone() -> None:
     assert lasts == {"east": 1.0, "north": 1.0, "west": None}
 
 
-class _Vanishing:
+class _Vanishing(Reader):
     """A reader of a blob that is deleted once so many ranges of it were read."""
 
     def __init__(self, store: MemoryStore, container: str, name: str, reader: Reader, reads: int) -> None:
         self._store, self._container, self._name, self._reader, self._reads = store, container, name, reader, reads
-        self.size, self.etag, self.close = reader.size, reader.etag, reader.close
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    @property
+    def etag(self) -> str:
+        return self._reader.etag
 
     async def read(self, offset: int, length: int) -> bytes:
         if self._reads == 0:
             await self._store.delete(self._container, self._name)
         self._reads -= 1
         return await self._reader.read(offset, length)
+
+    async def close(self) -> None:
+        await self._reader.close()
 
 
 @pytest.mark.parametrize("reads", [0, 1])

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +26,7 @@ from messages.transport.directory import DirectoryStore
 from messages.transport.memory_store import MemoryStore
 from orchestrator.aggregation import FedAvg, fedavg
 from orchestrator.aggregation.driver import Contribution, aggregate
-from orchestrator.aggregation.strategy import Cohort, Shares, State, Wide
+from orchestrator.aggregation.strategy import Array, Cohort, Shares, State, Wide
 from tests.unit.aggregation.models import Model, publish, publish_base, random_array, same
 
 CODES = list(weights.DTYPES)
@@ -365,6 +366,27 @@ class Doubling(FedAvg):
         return 2 * change
 
 
+class Hoarding(FedAvg):
+    """A strategy that keeps what it is lent."""
+
+    def init(self, silos: int, elements: int, dtype: np.dtype[Any]) -> list[Array]:
+        return []
+
+    def accumulate(self, total: list[Array], index: int, values: Array, share: float) -> None:
+        total.append(values)
+
+    def mean(self, total: list[Array], part: slice) -> Wide:
+        return np.mean([values[part] for values in total], axis=0, dtype=np.float64)
+
+
+async def test_memory_that_a_strategy_still_looks_at_is_not_read_into_again(tmp_path: Path) -> None:
+    store, numbers = MemoryStore(), np.arange(50_000.0)
+    updates = [await publish(store, tmp_path, s, {"w": numbers + n}) for n, s in enumerate(("a", "b", "c"))]
+    target = tmp_path / "out"
+    await aggregate(store, Hoarding(), base=None, contributions=updates, target=target, memory_budget=1)
+    assert np.array_equal(weights.read_tensors(target)["w"], numbers + 1)
+
+
 async def test_a_strategy_that_reads_the_base_is_shown_it(tmp_path: Path) -> None:
     store = MemoryStore()
     base = await publish_base(store, tmp_path, {"w": np.full(2_000, 10.0), "v": np.zeros(3, np.float32)})
@@ -383,28 +405,38 @@ import asyncio, resource, sys
 from pathlib import Path
 import numpy as np
 from messages.transport.directory import DirectoryStore
-from orchestrator.aggregation import FedAvg
+from orchestrator.aggregation import strategy_named
 from orchestrator.aggregation.driver import Contribution, aggregate
 
+strategy, budget = strategy_named(sys.argv[5], {"f": 1} if sys.argv[5] == "krum" else {}), int(sys.argv[6])
 folder, size, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 updates = [Contribution(f"s{n:03d}", "updates-all", "blob", "", size, sys.argv[4], 1, 1) for n in range(count)]
 from orchestrator.aggregation.driver import Source
 base = Source("updates-all", "blob", "", size)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-asyncio.run(aggregate(DirectoryStore(folder), FedAvg(), base=base, contributions=updates, target=folder / "out",
-                      memory_budget=32 << 20))
+asyncio.run(aggregate(DirectoryStore(folder), strategy, base=base, contributions=updates, target=folder / "out",
+                      memory_budget=budget << 20))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-@pytest.mark.parametrize(("count", "form"), [(2, "weights"), (60, "weights"), (2, "delta")])
+@pytest.mark.parametrize(
+    ("sent", "strategy", "dtype", "floats", "budget"),
+    [
+        ("2 weights", "fedavg", "float32", 24_000_000, 32),
+        ("60 weights", "fedavg", "float32", 4_000_000, 32),
+        ("2 delta", "fedavg", "float32", 24_000_000, 32),
+        ("100 weights", "median", "float64", 100_000, 16),
+        ("400 weights", "krum", "float32", 20_000, 24),
+    ],
+)
 async def test_memory_keeps_to_the_budget_whatever_the_model_and_the_number_of_silos(
-    tmp_path: Path, count: int, form: str
+    tmp_path: Path, sent: str, strategy: str, *, dtype: str, floats: int, budget: int
 ) -> None:
-    tensors = {f"t{number}": np.zeros(2_000_000, np.float32) for number in range(12 if count == 2 else 2)}
-    scan = weights.write_file(tmp_path / "source", tensors)
+    scan = weights.write_file(tmp_path / "source", {f"t{number}": np.zeros(floats // 4, dtype) for number in range(4)})
     await DirectoryStore(tmp_path).create("updates-all", "blob", tmp_path / "source")
-    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path), str(scan.bytes), str(count), form]
+    told = [str(tmp_path), str(scan.bytes), *sent.split(), strategy, str(budget)]
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), *told]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])  # noqa: ASYNC221 - nothing else runs
-    assert float(done.stdout) < 32 + 16
+    assert float(done.stdout) < 1.1 * budget
     assert weights.scan_file(tmp_path / "out").sha256 == scan.sha256
