@@ -21,6 +21,7 @@ from benchmarks.chaos.dead_letters import Collection
 from benchmarks.chaos.director import Director
 from benchmarks.chaos.disks import enter_namespace
 from benchmarks.chaos.judge import Judge
+from benchmarks.chaos.leftovers import left_over
 from benchmarks.chaos.load import Load, Operator
 from benchmarks.chaos.plan import EVERY, KILLS, Action, Kind, plan
 from benchmarks.chaos.stage import SILOS, Stage
@@ -32,8 +33,8 @@ from silo_agent.settings import SiloSettings
 FAULTS = ("all=0.5%", "ack-lost=1%", "duplicate=3%", "delay=3%:80ms", "idle-detach=10%:1s", "lock-max-age=6s")
 """What the emulator does besides, all the time."""
 STARTUP = 30.0
-SWEEPING = 20.0
-"""Seconds in which what retention does not keep must be gone after the last run's end."""
+SETTLING = 20.0
+"""Seconds in which messages must be done with, and what retention does not keep be gone, after the last run's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +96,20 @@ async def _perform(options: Options, stage: Stage, federation: Federation) -> di
         if await letters.look():
             break
     judge = Judge(federation.store, operator.asked)
-    swept_by = time.monotonic() + SWEEPING
-    while (beyond := await judge.beyond_retention()) and time.monotonic() < swept_by:  # noqa: ASYNC110  # a store calls nobody
+    settled_by = time.monotonic() + SETTLING
+    while left := [*await judge.beyond_retention(), *await left_over(federation)]:
+        if time.monotonic() > settled_by:
+            break
         await asyncio.sleep(0.5)
     await stage.end()
     director.close()
     stage.messages += stage.messages_there()
-    judge.violations += beyond
+    judge.violations += left
     for name in stuck:
         judge.say(f"{name} had not ended {options.patience:g} s after the faults")
     judge.homes({s.name: Home(stage.folder.home(s.name)) for s in SILOS}, keep=_keep_rounds())
     await judge.experiments()
-    judge.logs(stage.folder.root / "logs")
+    judge.logs(stage.folder.root / "logs", stage.departures)
     judge.dead_letters(letters.letters.values())
     judge.disk(stage.folder.root / "scratch", stage.folder.store / ".incoming")
     for pid in await stage.trainers():
@@ -125,7 +128,7 @@ async def _perform(options: Options, stage: Stage, federation: Federation) -> di
         "disk_full": counts["disk_full"],
         "connections_broken": counts["connections_broken"],
         "queues_emptied": counts["queues_emptied"],
-        "ended_by_themselves": len(stage.ended_by_themselves),
+        "ended_by_themselves": len(stage.departures),
         "experiments": judge.completed,
         "rounds": sum(len(records) for records in judge.records.values()),
         "rounds_per_minute": round(rounds_in_time / options.seconds * 60, 1),

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +41,15 @@ class Disk:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
+        self.last_full = float("-inf")
+        """When it was full last, by the monotonic clock."""
         path.mkdir(parents=True, exist_ok=True)
         options = f"size={size},mode=0700"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True, capture_output=True)
 
     def fill(self) -> None:
         """Takes what is left; again and again, since files that are deleted make room."""
+        self.last_full = time.monotonic()
         at = os.open(self.path / _BALLAST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             had, state = os.fstat(at).st_size, os.statvfs(self.path)
@@ -58,6 +62,7 @@ class Disk:
 
     def make_room(self) -> None:
         """Gives it all back."""
+        self.last_full = time.monotonic()
         (self.path / _BALLAST).unlink(missing_ok=True)
 
     def become_plain(self) -> None:

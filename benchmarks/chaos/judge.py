@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.chaos.arithmetic import INITIAL, after
 from benchmarks.chaos.dead_letters import Letter, wrong_with
 from benchmarks.chaos.load import Asked, state_of
+from benchmarks.chaos.logs import Departure, heard
 from benchmarks.chaos.stage import MODELS_KEPT, SILOS, UPDATES_KEPT
 from messages import names
 from messages.experiments import Quorum
@@ -26,11 +27,10 @@ from messages.ports import BlobInfo, Store
 from messages.schemas import Purpose
 from messages.weights import read_tensors
 from orchestrator.experiment.state import Ended, RoundOutcome, RoundRecord, RunOutcome
+from silo_agent import egress
 from silo_agent.home import Home
+from silo_agent.journal import complete_lines
 from silobus.state import read_state
-
-_BUGS = frozenset({"agent.fault", "experiment.not-reconciled", "experiment.not-announced"})
-"""Words for it in logs, besides those that end with `bug`."""
 
 Files = Mapping[tuple[str, int], Sequence[BlobInfo]]
 """Blobs by run and round."""
@@ -77,6 +77,8 @@ class Judge:
             return
         for number, record in records.items():
             self._record(asked, number, record)
+        for silo in SILOS:
+            self._charges(silo.name, records)
         counts = {silo.name: self._counts(asked, silo.name, records, updates[silo.name]) for silo in SILOS}
         await self._weights(asked, run, records, counts, made)
 
@@ -110,6 +112,16 @@ class Judge:
         if asked.message.quorum.minimum == "all" and counts != {n: n for n in range(1, rounds + 1)}:
             self.say(f"{run}: {silo} must have trained one round more in each, and did {list(counts.values())}")
         return counts
+
+    def _charges(self, silo: str, records: Mapping[int, RoundRecord]) -> None:
+        """Once for each round that has the silo's update, never twice for any; the first model is free."""
+        run = records[0].run
+        charged = {number: times for (of, number), times in charges(self._homes[silo].budget).items() if of == run}
+        due = {n for n, record in records.items() if n and any(update.silo == silo for update in record.updates)}
+        if free := sorted(due - {number for number, times in charged.items() if times}):
+            self.say(f"{silo} published in rounds {free} of {run}, and its budget was not charged")
+        if wrong := {number: times for number, times in charged.items() if not number or times not in {0, 1}}:
+            self.say(f"{silo}'s budget has charges of {run} that no round explains, by round: {wrong}")
 
     def _record(self, asked: Asked, number: int, record: RoundRecord) -> None:
         rounds = asked.message.rounds
@@ -180,6 +192,8 @@ class Judge:
                 self.say(f"{silo} keeps {len(empty)} empty directories of runs, {empty[0]} among them")
             if left := [at.name for at in (home.runtime / "processes").iterdir()]:
                 self.say(f"{silo} thinks that it still trains: {left}")
+            if problem := egress.verify(home.egress):
+                self.say(f"{silo}'s log of what left does not hold: {problem}")
 
     async def beyond_retention(self) -> list[str]:
         """What is in the store and must not be any more. Sweeping goes on for a moment after a run has ended."""
@@ -193,18 +207,14 @@ class Judge:
                     found.append(f"{container} keeps round {number} of {run}, which has {rounds[run]}")
         return found
 
-    def logs(self, folder: Path) -> None:
-        """No process met a bug of ours; call it before `dead_letters`, which asks when messages were given up."""
-        for log in sorted(folder.glob("*.log")):
-            for line in log.read_text(errors="replace").splitlines():
-                said = _event(line)
-                word = str(said.get("event", ""))
-                if word == "message.dead-lettered":
-                    at = datetime.fromisoformat(said["time"])
-                    self._given_up[said["message"]] = min(at, self._given_up.get(said["message"], at))
-                if word.endswith("bug") or word in _BUGS:
-                    told = str(said.get("traceback", said.get("error", ""))).strip().rpartition("\n")[2]
-                    self.say(f"{log.name}: {word} at {said.get('time')}: {told[:200]}")
+    def logs(self, folder: Path, departures: Iterable[Departure]) -> None:
+        """No process said that something of ours went wrong, and none ended that nobody ended; call it before
+        `dead_letters`, which asks when messages were given up.
+        """
+        what = heard(folder, departures)
+        self._given_up = what.given_up
+        for wrong in what.wrong:
+            self.say(wrong)
 
     def disk(self, scratch: Path, incoming: Path) -> None:
         """Nothing passing is left when every process has ended."""
@@ -236,17 +246,17 @@ class Judge:
         return found
 
 
+def charges(ledger: Path) -> dict[tuple[str, int], int]:
+    """How often each round, by run and number, is charged to a budget and was not given back."""
+    found: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for line in complete_lines(ledger)[0]:
+        said = json.loads(line)
+        found[said["run"], said["round"]] += 1 if said["charged"] else -1
+    return found
+
+
 def _names_update(files: Iterable[BlobInfo]) -> bool:
     return any(info.name.endswith("/update.json") for info in files)
-
-
-def _event(line: str) -> dict[str, Any]:
-    """A line of a log; empty for what is none, or was cut off by a kill."""
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _kept(version: Path) -> dict[str, Any]:

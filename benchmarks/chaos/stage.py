@@ -24,6 +24,7 @@ from urllib.parse import quote_plus
 
 from benchmarks.chaos.disks import Disk
 from benchmarks.chaos.load import ADDS, TASK
+from benchmarks.chaos.logs import Departure
 from messages import names
 from orchestrator.cli import folder as layout
 from orchestrator.cli.folder import Card, Folder
@@ -55,6 +56,19 @@ SILOS = (Silo("north", 1, 64), Silo("south", 7, 64), Silo("east", 4, 128))
 """All three together add exactly 4, and any two of them a whole number: sums that float32 holds exactly."""
 
 
+@dataclass(slots=True)
+class _Running:
+    """A process, and where its part of the log begins."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+    begins: int
+    since: float
+    """By the monotonic clock."""
+    is_noted: bool = False
+
+
 class Stage:
     """Processes are `bus`, `orchestrator-1`, …, and `agent-<silo>`."""
 
@@ -66,7 +80,8 @@ class Stage:
         self.agents = [f"agent-{silo.name}" for silo in SILOS]
         self.faults: Sequence[str] = ()
         """What the emulator is asked to go wrong with."""
-        self.ended_by_themselves: list[tuple[str, int]] = []
+        self.departures: list[Departure] = []
+        """Processes that ended though nobody ended them, and those that did not end well when they were told to."""
         self.messages = 0
         """Messages that the emulator took before its queues were emptied."""
         self.disks: dict[str, Disk] = {}
@@ -74,7 +89,7 @@ class Stage:
         self._port = 0
         self._seed = 0
         self._key = secrets.token_hex(16)
-        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._running: dict[str, _Running] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         layout.make(self.folder)
@@ -151,22 +166,35 @@ class Stage:
                 keeper = self._keepers.pop(name, None)
                 if keeper is not None and keeper is not asyncio.current_task():
                     keeper.cancel()
-                self._running[name] = process = await spawn(self._command(name))
-                self._keepers[name] = asyncio.create_task(self._keep(name, process))
+                command = self._command(name)
+                wrote = command.log.stat().st_size if command.log.exists() else 0
+                self._running[name] = it = _Running(name, await spawn(command), command.log, wrote, time.monotonic())
+                self._keepers[name] = asyncio.create_task(self._keep(it))
 
     def _turn(self, name: str) -> asyncio.Lock:
         return self._turns.setdefault(name, asyncio.Lock())
 
-    async def _keep(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _keep(self, it: _Running) -> None:
         """One that ends by itself is started again, and noted."""
-        status = await process.wait()
-        self.ended_by_themselves.append((name, status))
+        await it.process.wait()
+        self._note(it)
         await asyncio.sleep(_PAUSE)
-        await self.raise_up(name)
+        await self.raise_up(it.name)
+
+    def _note(self, it: _Running) -> None:
+        """Notes an end that is not as it should be, once."""
+        status = it.process.returncode
+        if status is None or it.is_noted:
+            return
+        it.is_noted = True
+        disk = self.disks.get(it.name.replace("agent-", "home-"))
+        was_full = disk is not None and disk.last_full >= it.since
+        wrote = range(it.begins, it.log.stat().st_size)
+        self.departures.append(Departure(it.name, status, it.log, wrote, disk_was_full=was_full))
 
     def alive(self, name: str) -> bool:
         """Whether it runs, or is held up."""
-        return name in self._running and self._running[name].returncode is None
+        return name in self._running and self._running[name].process.returncode is None
 
     def living(self, among: Sequence[str]) -> list[str]:
         """Those of them that run."""
@@ -177,19 +205,22 @@ class Stage:
         async with self._turn(name):
             if (keeper := self._keepers.pop(name, None)) is not None:
                 keeper.cancel()
-            process = self._running.pop(name, None)
-            if process is None or process.returncode is not None:
+            it = self._running.pop(name, None)
+            if it is None:
                 return False
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            return True
+            if it.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    it.process.kill()
+                if await it.process.wait() == -signal.SIGKILL:
+                    return True
+            self._note(it)
+            return False
 
     def signal(self, name: str, number: signal.Signals) -> int | None:
         """Its process id, or None when it does not run."""
-        process = self._running.get(name)
-        if process is None or process.returncode is not None:
+        if not self.alive(name):
             return None
+        process = self._running[name].process
         process.send_signal(number)
         return process.pid
 
@@ -203,7 +234,11 @@ class Stage:
         for keeper in self._keepers.values():
             keeper.cancel()
         for names_ in (self.agents, self.orchestrators, ["bus"]):
-            await asyncio.gather(*(terminate(self._running.pop(name)) for name in names_ if name in self._running))
+            ending = [self._running.pop(name) for name in names_ if name in self._running]
+            await asyncio.gather(*(terminate(it.process) for it in ending))
+            for it in ending:
+                if it.process.returncode != 0:
+                    self._note(it)
 
     def _command(self, name: str) -> Command:
         python = [sys.executable, "-m"]
