@@ -1,30 +1,34 @@
 """How fast this machine could do a round's work at best, from speeds measured here and now.
 
-The work that no program could leave out, for N silos, a model of M bytes and updates of U bytes (other than M when they
-travel narrower than the model):
+The work that no program could leave out and keep what Silobus promises, for N silos, a model of M bytes and updates of
+U bytes (other than M when they travel narrower than the model):
 
-    each silo          read the M bytes it was given; write its update, and hash it once
+    each silo          read and hash the M bytes it was given, which it verifies; write its update, and hash it once
     the orchestrator   read and hash each update once, when it arrives; read each again and add it; write the new
                        weights and hash them
 
 Three things take time and overlap perfectly at best, so the floor is the longest of them:
 
-    cpu    all of that, spread over all cores without a gap
+    cpu    all of that, on all cores without a gap, at the speeds that they have when all of them work
     disk   the N updates and the new weights, made durable: a round that an orchestrator has acknowledged must outlive
            a power cut
     chain  what cannot overlap, because SHA-256 is sequential and each step needs the result of the one before: a silo
-           reads, writes, hashes; its update is hashed again; it is added; the new weights are hashed
+           hashes what it was given, writes, hashes; its update is hashed again; it is added; the new weights are
+           hashed. At the speeds that one core has alone
 
-Training is not in it, nor are messages, nor that the agent looks at what it was given (its hash) and at its update's
-numbers (whether they are finite).
+Files are written to memory that was not just freed, as a round's are: what it wrote before is still there. Training is
+not in it, nor are messages, nor that the script reads the weights as well, nor that numbers are looked at (whether they
+are finite).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +38,7 @@ import numpy as np
 
 _PIECE: Final = 4 << 20
 _IN_CACHE: Final = 1 << 15
+_TRIES: Final = 3
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -43,7 +48,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes per second of one thread; `disk` of the machine."""
+    """Bytes per second: of one core while the others rest, or of all of them together."""
 
     hash: float
     read: float
@@ -54,59 +59,63 @@ class Speeds:
     """Bytes of the updates' dtype, widened and added to a sum that stays in the processor's cache."""
     disk: float
     """Written and durable."""
-    cores: int
 
     @classmethod
-    def measure(cls, directory: Path, dtype: str, megabytes: int = 256) -> Speeds:
-        """Takes a few seconds. `directory` is on the disk that rounds are written to."""
+    def measure(cls, directory: Path, dtype: str, cores: int = 1, megabytes: int = 256) -> Speeds:
+        """Takes a few seconds, and three times so many megabytes for each core. `directory` is on the disk that rounds
+        are written to."""
         size = megabytes * 1_000_000 // _PIECE * _PIECE
-        piece = np.random.default_rng(0).integers(0, 120, _PIECE, np.uint8)  # finite in every dtype
         pieces = size // _PIECE
-        path = directory / "speed"
+        piece = np.random.default_rng(0).integers(0, 120, _PIECE, np.uint8)  # finite in every dtype
+        numbers = piece.view(DTYPES[dtype])
 
-        def hash_all() -> None:
+        def hash_all(_path: Path) -> None:
             digest = hashlib.sha256()
             for _ in range(pieces):
                 digest.update(piece.data)
 
-        def write() -> None:
-            path.unlink(missing_ok=True)
+        def write(path: Path) -> None:
             with path.open("xb", buffering=0) as file:
                 for _ in range(pieces):
                     file.write(piece.data)
 
-        def write_durably() -> None:
-            write()
+        def make_durable(path: Path) -> None:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
 
-        def read() -> None:
+        def read(path: Path) -> None:
             buffer = memoryview(bytearray(_PIECE))
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
 
-        numbers = piece.view(DTYPES[dtype])
-        total, wide = np.zeros(_IN_CACHE), np.empty(_IN_CACHE)
+        def add(_path: Path) -> None:
+            total, wide = np.zeros(_IN_CACHE), np.empty(_IN_CACHE)
+            for _ in range(pieces):
+                for start in range(0, len(numbers), _IN_CACHE):
+                    part = numbers[start : start + _IN_CACHE]
+                    np.copyto(wide[: len(part)], part)
+                    np.add(total[: len(part)], wide[: len(part)], out=total[: len(part)])
 
-        def add() -> None:
-            for start in range(0, len(numbers), _IN_CACHE):
-                part = numbers[start : start + _IN_CACHE]
-                np.copyto(wide[: len(part)], part)
-                np.add(total[: len(part)], wide[: len(part)], out=total[: len(part)])
+        with tempfile.TemporaryDirectory(dir=directory) as folder, ThreadPoolExecutor(cores) as threads:
+            tries = [[Path(folder, f"{number}-{core}") for core in range(cores)] for number in range(_TRIES)]
 
-        try:
-            disk = size / _best(write_durably)
+            def seconds(work: Callable[[Path], None]) -> list[float]:
+                taken = []
+                for paths in tries:
+                    began = time.perf_counter()
+                    list(threads.map(work, paths))
+                    taken.append(time.perf_counter() - began)
+                return taken
+
+            written, durable = seconds(write), seconds(make_durable)
             return cls(
-                hash=size / _best(hash_all),
-                write=size / _best(write),
-                read=size / _best(read),
-                add=_PIECE / _best(add, 9),
-                disk=disk,
-                cores=os.cpu_count() or 1,
+                hash=cores * size / min(seconds(hash_all)),
+                write=cores * size / min(written),
+                read=cores * size / min(seconds(read)),
+                add=cores * size / min(seconds(add)),
+                disk=cores * size * _TRIES / (sum(written) + sum(durable)),
             )
-        finally:
-            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,29 +127,22 @@ class Floor:
     chain_s: float
 
     @classmethod
-    def of(cls, speeds: Speeds, *, silos: int, model: float, update: float) -> Floor:
-        """For so many silos, and so many bytes of the model and of an update."""
-        silo = model / speeds.read + update / speeds.write + update / speeds.hash
-        arrival = update / speeds.read + update / speeds.hash
-        adding = update / speeds.read + update / speeds.add
-        result = model / speeds.write + model / speeds.hash
+    def of(cls, one: Speeds, together: Speeds, *, silos: int, model: float, update: float) -> Floor:
+        """For so many silos, and so many bytes of the model and of an update; speeds of one core, and of all."""
+
+        def silo(at: Speeds) -> float:
+            return model / at.read + model / at.hash + update / at.write + update / at.hash
+
+        arrival = update / together.read + update / together.hash
+        adding = update / together.read + update / together.add
+        result = model / together.write + model / together.hash
         return cls(
-            cpu_s=(silos * (silo + arrival + adding) + result) / speeds.cores,
-            disk_s=(silos * update + model) / speeds.disk,
-            chain_s=silo + update / speeds.hash + update / speeds.add + model / speeds.hash,
+            cpu_s=silos * (silo(together) + arrival + adding) + result,
+            disk_s=(silos * update + model) / together.disk,
+            chain_s=silo(one) + update / one.hash + update / one.add + model / one.hash,
         )
 
     @property
     def seconds(self) -> float:
         """The longest of the three."""
         return max(self.cpu_s, self.disk_s, self.chain_s)
-
-
-def _best(work: Callable[[], None], tries: int = 3) -> float:
-    """Seconds of the fastest try."""
-    taken = []
-    for _ in range(tries):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return min(taken)

@@ -38,6 +38,8 @@ STREAMER: Final = HERE / "streamer.py"
 TENSORS: Final = 8
 WARM_UP: Final = 2
 GLANCE: Final = 0.1
+SPEEDS: Final = ("hash", "read", "write", "add", "disk")
+"""Of one core, and of all together."""
 _CHECKED_AT_ONCE: Final = 1 << 20
 
 
@@ -108,7 +110,8 @@ async def measure(
     asked = asked or Asked(silos=silos, megabytes=megabytes, rounds=rounds)
     names = [f"silo-{n + 1}" for n in range(asked.silos)]
     make(folder)
-    speeds = await asyncio.to_thread(Speeds.measure, folder.root, asked.dtype)
+    one = await asyncio.to_thread(Speeds.measure, folder.root, asked.dtype)
+    together = await asyncio.to_thread(Speeds.measure, folder.root, asked.dtype, os.cpu_count() or 1)
     async with running(folder, names, lambda line: print(line, file=sys.stderr)) as local:
         if asked.memory_budget is not None:
             _limit_memory(local, asked.memory_budget)
@@ -120,7 +123,8 @@ async def measure(
     check(folder.root / "result.safetensors", asked.floats, asked.rounds + asked.warm_up, asked.modulus)
     seconds = round_times(standing)[asked.warm_up :]
     floor = Floor.of(
-        speeds,
+        one,
+        together,
         silos=asked.silos,
         model=4.0 * asked.floats,
         update=float(DTYPES[asked.dtype].itemsize) * asked.floats,
@@ -142,7 +146,7 @@ async def measure(
             "disk": round(floor.disk_s, 4),
             "chain": round(floor.chain_s, 4),
         },
-        "speeds_mb_s": {name: round(getattr(speeds, name) / 1e6) for name in ("hash", "read", "write", "add", "disk")},
+        "speeds_mb_s": {name: [round(getattr(s, name) / 1e6) for s in (one, together)] for name in SPEEDS},
         **counters.peaks(),
         **_each_round(counters, standing, asked),
     }

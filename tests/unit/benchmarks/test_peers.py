@@ -6,6 +6,7 @@ import resource
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from benchmarks.peers import equality, flare, flower, marks, processes
 from benchmarks.peers.equality import CASES, Difference
 from benchmarks.peers.marks import Marks
+from benchmarks.peers.plot import draw
 from benchmarks.peers.table import Outcome, Point, as_json, ratio, rows, text
 
 SMALL = Point(3, 1, 5)
@@ -161,3 +163,16 @@ def test_ours_goes_through_every_case_with_the_options_that_it_names(case: equal
 
     assert len(models) == equality.ROUNDS
     assert all(np.any(models[0][name] != base[name]) for name in ("matrix", "vector"))
+
+
+def test_the_picture_has_each_framework_and_the_floor_where_they_were_measured() -> None:
+    ours = [replace(outcome("silobus", point), floor_s=0.1) for point in (SMALL, LARGE)]
+    outcomes = as_json([*ours, outcome("nvflare"), outcome("nvflare", LARGE, None, "given up")])
+    root = ElementTree.fromstring(draw(outcomes, 3))  # noqa: S314  our own
+    circles = [element for element in root.iter() if element.tag.endswith("circle")]
+    assert len(circles) == (2 + 1 + 2) + (2 + 1)  # seconds: ours, FLARE's, the floor; memory: ours, FLARE's
+    words = {element.text for element in root.iter() if element.tag.endswith("text")}
+    assert {"Silobus", "NVIDIA FLARE", "floor"} <= words
+    assert "Flower" not in words
+    with pytest.raises(ValueError, match="no point with 30 silos"):
+        draw(outcomes, 30)
