@@ -7,6 +7,8 @@ No exception text may hold a secret, a connection string or a tensor's values.
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from typing import Final
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -76,4 +78,6 @@ class InvalidWeights(SilobusError):
 
 def says_full(error: BaseException) -> bool:
     """Whether it says that a disk or a quota is full: somebody makes room, and then it works."""
+    if isinstance(error, shutil.Error):  # of many files, told in words alone
+        return any(os.strerror(number) in str(error) for number in _FULL)
     return isinstance(error, OSError) and error.errno in _FULL

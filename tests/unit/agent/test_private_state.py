@@ -1,9 +1,14 @@
 """Private state: versions that come to be whole, once per round, and are what a try starts from."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from messages.errors import says_full
 from silo_agent.private_state import PrivateState
 
 RUN = "a_00000000"
@@ -93,3 +98,19 @@ def test_a_commit_that_a_death_cut_short_is_brought_to_its_end(
     state.commit(RUN, 3, three)
     assert durable == [tmp_path / "state" / RUN, tmp_path / "state"]
     assert sorted(path.name for path in (tmp_path / "state" / RUN).iterdir()) == ["00002", "00003"]
+
+
+@pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_a_disk_that_is_full_when_a_version_is_copied_says_so(
+    state: PrivateState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, full: bool
+) -> None:
+    """Python tells the errors of many files in one of its own, without their numbers."""
+    state.commit(RUN, 1, written(tmp_path / "one", "1"))
+
+    def without_room(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfile", without_room)
+    with pytest.raises(OSError) as told:
+        state.copy(RUN, 1, tmp_path / "in")
+    assert says_full(told.value) is full
