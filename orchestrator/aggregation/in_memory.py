@@ -2,6 +2,7 @@
 
 from orchestrator.aggregation import fedavg, fedadam, krum
 fedavg([{"w": a}, {"w": b}], samples=[10, 30])
+fedavg([{"w": a}, {"w": b}], weights=[0.5, 2])
 model, state = fedadam(models, samples=samples, base=base, state=state, server_lr=0.05)
 krum(models, base=base, f=1)
 """
@@ -14,8 +15,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from messages.errors import InvalidWeights
 from messages.fields import Scalar
-from messages.safetensors_layout import CODES, FLOATING, Layout
+from messages.safetensors_layout import CODES, FLOATING, Layout, WeightsFault
 from orchestrator.aggregation.distances import Gram
 from orchestrator.aggregation.fold import Form, Sum
 from orchestrator.aggregation.named import strategy_named
@@ -49,16 +51,23 @@ def combine(
 ) -> Combined:
     """What a strategy makes of `models` (arrays by name), one per silo; dtypes are those of `base`, or of the first.
 
-    `samples`, `steps` and `silos` (names) are 1, 1 and 0, 1, 2 … unless they are given; `members` is how many silos
+    `samples`, `steps` and `silos` (names) are 1, 0 and 0, 1, 2 … unless they are given; `members` is how many silos
     there are, when not all were asked. With `form` `delta` floating tensors of `models` are changes to `base`.
-    Raises ValueError when names or shapes differ, or there is no base where one is needed; Poison as the strategy does.
+    Raises ValueError when names or shapes differ, or there is no base where one is needed; InvalidWeights, as a
+    round does, when a number of a model, or of what comes of them, is not finite; Poison as the strategy does.
     """
     count = len(models)
-    samples, steps = samples or [1] * count, steps or [1] * count
-    silos = silos or [str(index) for index in range(count)]
+    samples = [1] * count if samples is None else [int(number) for number in samples]
+    steps = [0] * count if steps is None else [int(number) for number in steps]
+    silos = _names(count) if silos is None else silos
     if not models or not len(samples) == len(steps) == len(silos) == count:
-        raise ValueError(f"{count} models and {len(samples)} numbers of samples; need one of each, at least")
+        raise ValueError(
+            f"{count} models, {len(samples)} numbers of samples, {len(steps)} of steps and {len(silos)} names; there "
+            "is one of each for every model, and one model at least"
+        )
     layout = _layout(models, base)
+    for number, given in enumerate(models):
+        _check_finite(given, f"model {number}")
     if base is None and (strategy.reads_base or strategy.measures or form == "delta") and not strategy.from_zeros:
         raise ValueError(f"{strategy.name} needs `base`, the weights that silos began with")
     distances = None
@@ -86,6 +95,8 @@ def combine(
         new[spec.name] = numbers.reshape(spec.shape)
         for name, values in keeps.items():
             kept[name][spec.name] = values.reshape(spec.shape)
+    for what, found in (("the result", new), *((f"the strategy's {name}", values) for name, values in kept.items())):
+        _check_finite(found, what)
     return Combined(new, kept)
 
 
@@ -99,9 +110,10 @@ class Stateless(Protocol):
         samples: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
         base: Mapping[str, Array] | None = None,
+        weights: Sequence[float] | None = None,
         **options: Scalar,
     ) -> Model:
-        """See `combine`; `options` are those that an experiment gives."""
+        """See `combine`; `options` are those that an experiment gives, `weights` what each model counts by."""
         ...
 
 
@@ -115,9 +127,10 @@ class Stateful(Protocol):
         samples: Sequence[int] | None = None,
         base: Mapping[str, Array],
         state: Mapping[str, Mapping[str, Array]] | None = None,
+        weights: Sequence[float] | None = None,
         **options: Scalar,
     ) -> tuple[Model, State]:
-        """See `combine`; `options` are those that an experiment gives."""
+        """See `combine`; `options` are those that an experiment gives, `weights` what each model counts by."""
         ...
 
 
@@ -128,9 +141,11 @@ def _stateless(name: str) -> Stateless:
         samples: Sequence[int] | None = None,
         steps: Sequence[int] | None = None,
         base: Mapping[str, Array] | None = None,
+        weights: Sequence[float] | None = None,
         **options: Scalar,
     ) -> Model:
-        return combine(strategy_named(name, options), models, samples=samples, steps=steps, base=base).model
+        strategy = _weighing(name, options, weights, len(models))
+        return combine(strategy, models, samples=samples, steps=steps, base=base).model
 
     function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
     return function
@@ -143,9 +158,11 @@ def _stateful(name: str) -> Stateful:
         samples: Sequence[int] | None = None,
         base: Mapping[str, Array],
         state: Mapping[str, Mapping[str, Array]] | None = None,
+        weights: Sequence[float] | None = None,
         **options: Scalar,
     ) -> tuple[Model, State]:
-        made = combine(strategy_named(name, options), models, samples=samples, base=base, state=state)
+        strategy = _weighing(name, options, weights, len(models))
+        made = combine(strategy, models, samples=samples, base=base, state=state)
         return made.model, made.state
 
     function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
@@ -174,17 +191,40 @@ def scaffold(
     base: Mapping[str, Array],
     control: Mapping[str, Array] | None = None,
     members: int | None = None,
+    weights: Sequence[float] | None = None,
     **options: Scalar,
 ) -> tuple[Model, Model]:
     """SCAFFOLD's server on models in memory: the next weights, and the next control variate.
 
     `changes` are the silos' Δcᵢ, `control` is the server's (None: 0), `members` N when not all silos were asked.
-    Without `samples` each silo counts 1, whatever the option `weighting` says.
+    Without `samples` each silo counts 1, whatever the option `weighting` says, but for what `weights` says.
     """
-    roles = strategy_named("scaffold", options).roles
-    weights = combine(roles["weights"], models, samples=samples, base=base)
+    roles = _weighing("scaffold", options, weights, len(models)).roles
+    made = combine(roles["weights"], models, samples=samples, base=base)
     controls = combine(roles["control"], changes, samples=samples, base=control, form="delta", members=members)
-    return weights.model, controls.model
+    return made.model, controls.model
+
+
+def _names(count: int) -> list[str]:
+    return [str(index) for index in range(count)]
+
+
+def _weighing(name: str, options: Mapping[str, Scalar], weights: Sequence[float] | None, count: int) -> Strategy:
+    """The strategy; where `weights` are given, with the option that has them count. Raises Poison, ValueError."""
+    if weights is None:
+        return strategy_named(name, options)
+    given = [float(weight) for weight in weights]
+    if len(given) != count or not all(0 < weight <= 1e12 for weight in given):
+        raise ValueError(f"{len(given)} weights for {count} models; there is one for each, above 0 and 1e12 at most")
+    return strategy_named(name, {"weighting": "given", **options}, dict(zip(_names(count), given, strict=True)))
+
+
+def _check_finite(model: Mapping[str, Array], what: str) -> None:
+    for name, array in model.items():
+        if CODES[array.dtype] in FLOATING and not np.isfinite(array).all():
+            raise InvalidWeights(
+                WeightsFault.NOT_FINITE, f"Tensor {name} of {what} holds a number that is not finite in {array.dtype}."
+            )
 
 
 def _layout(models: Models, base: Mapping[str, Array] | None) -> Layout:

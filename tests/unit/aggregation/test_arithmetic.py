@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from messages.errors import Poison
 from messages.safetensors_layout import DTYPES, FLOATING
-from orchestrator.aggregation import Cohort, Facts, FedAvg, fedavg, strategy_named, supported
+from orchestrator.aggregation import Cohort, Facts, FedAvg, combine, fedavg, strategy_named, supported
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.strategy import whole
 from orchestrator.aggregation.weighing import UNIFORMLY, Weighing
 from tests.unit.aggregation.models import Array, Model, random_array
+from tests.unit.aggregation.reference import CASES
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 layouts = st.dictionaries(
@@ -135,6 +136,41 @@ def test_the_sums_of_integers_do_not_overflow_at_the_limit(extreme: int) -> None
     samples = [2**29, 2**28, 2**28 - 1]
     assert sum(whole(samples)) == 2**30 - 1
     assert fedavg(models, samples=samples)["a"].tolist() == [extreme]
+
+
+def left(values: list[int], name: str, options: dict[str, Any]) -> list[int] | None:
+    """Of what the integer's mean is taken, each counting the same; None: of all, as they are weighed."""
+    if name in {"median", "krum", "multi-krum", "geometric-median"}:
+        trim = (len(values) - 1) // 2
+    elif name == "trimmed-mean":
+        trim = options.get("count") or int(options["fraction"] * len(values))
+    else:
+        return None
+    return sorted(values)[trim : len(values) - trim]
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name, options, _, _ in CASES], ids=str)
+@pytest.mark.parametrize("silos", [6, 7])
+def test_integers_of_every_strategy_are_exact_over_the_whole_range(
+    silos: int, name: str, options: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(silos)
+    codes = sorted(set(DTYPES) - set(FLOATING))
+    models = [{code: random_array(rng, code, (40,)) for code in [*codes, "F64"]} for _ in range(silos)]
+    samples, steps = [3, 5, 7, 11, 13, 17, 19][:silos], list(range(1, silos + 1))
+    uniform = name == "scaffold" or options.get("weighting") == "uniform"
+    counts = [1] * silos if uniform else samples
+    strategy = strategy_named(name, options)
+    made = combine(strategy, models, samples=samples, steps=steps, base=models[0]).model
+    found = [number for code in codes for number in made[code].tolist()]
+    sent = [[number for code in codes for number in model[code].tolist()] for model in models]
+    for number, *values in zip(found, *sent, strict=True):
+        kept = left(values, name, options)
+        if kept is None:
+            expected = Fraction(sum(int(v) * n for v, n in zip(values, counts, strict=True)), sum(counts))
+        else:
+            expected = Fraction(sum(int(v) for v in kept), len(kept))
+        assert number == rounded(expected)
 
 
 def test_a_sum_is_wider_than_the_numbers() -> None:

@@ -1,0 +1,89 @@
+"""Strategies as functions on arrays: what they are given, and what they refuse to make a model of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from messages.errors import InvalidWeights, Poison
+from orchestrator.aggregation import (
+    fedadam,
+    fedavg,
+    fedavgm,
+    fednova,
+    krum,
+    median,
+    scaffold,
+    trimmed_mean,
+)
+
+TWO = [{"w": np.array([0.0, 8.0])}, {"w": np.array([4.0, 0.0])}]
+BASE = {"w": np.zeros(2)}
+
+
+def test_samples_may_be_an_array() -> None:
+    assert fedavg(TWO, samples=np.array([3, 1]))["w"].tolist() == [1.0, 6.0]  # type: ignore[arg-type]
+
+
+def test_weights_are_given_one_for_each_model() -> None:
+    assert fedavg(TWO, samples=[5, 5], weights=[0.75, 0.25])["w"].tolist() == [1.0, 6.0]
+    assert fedavgm(TWO, base=BASE, weights=[3, 1], momentum=0.0)[0]["w"].tolist() == [1.0, 6.0]
+    assert fednova(TWO, steps=[2, 2], base=BASE, weights=[3, 1])["w"].tolist() == [1.0, 6.0]
+    change = [{"w": np.ones(2, np.float32)}] * 2
+    assert scaffold(TWO, change, base=BASE, weights=[3, 1])[0]["w"].tolist() == [1.0, 6.0]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, 1e13]])
+def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights for 2 models; there is one for each, above 0 and 1e12 at most"):
+        fedavg(TWO, weights=weights)
+
+
+def test_weights_that_would_not_count_are_refused() -> None:
+    with pytest.raises(Poison, match="count with the option `weighting: given` only"):
+        fedavg(TWO, weights=[1.0, 1.0], weighting="samples")
+    with pytest.raises(Poison, match="there is no option 'weighting'"):
+        median([*TWO, *TWO], weights=[1.0] * 4)
+    with pytest.raises(Poison, match="needs `weights`"):
+        fedavg(TWO, weighting="given")
+
+
+def test_fednova_does_not_make_steps_up() -> None:
+    with pytest.raises(Poison) as caught:
+        fednova(TWO, base=BASE)
+    assert caught.value.reason == "no-steps"
+
+
+def test_there_is_one_of_each_for_every_model() -> None:
+    for given in ({"samples": [1]}, {"steps": [1, 2, 3]}):
+        with pytest.raises(ValueError, match="there is one of each for every model"):
+            fedavg(TWO, **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one model at least"):
+        fedavg([])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_number_that_is_not_finite_is_refused_as_a_round_refuses_it(dtype: Any, number: float) -> None:
+    """One silo of five: the robust ones would take it for a number, and Krum for the best."""
+    spoilt = [{"w": np.array([number, 1.0]).astype(dtype)}, *({"w": np.ones(2, dtype)} for _ in range(4))]
+    base = {"w": np.zeros(2, dtype)}
+    for make in (
+        lambda: fedavg(spoilt),
+        lambda: median(spoilt),
+        lambda: trimmed_mean(spoilt, count=1),
+        lambda: krum(spoilt, base=base, f=1),
+        lambda: fedadam(spoilt, base=base),
+    ):
+        with pytest.raises(InvalidWeights, match="Tensor w of model 0 holds a number that is not finite"):
+            make()
+
+
+def test_what_does_not_fit_into_the_result_is_refused() -> None:
+    with pytest.raises(InvalidWeights, match="Tensor w of the result holds a number that is not finite in float16"):
+        fedavg([{"w": np.full(2, 1e6, np.float32)}], base={"w": np.zeros(2, np.float16)})
+    with pytest.raises(InvalidWeights, match="Tensor w of the strategy's momentum holds a number that is not finite"):
+        fedavgm([{"w": np.array([1e200, 0])}], base=BASE)
