@@ -111,6 +111,6 @@ def test_a_disk_that_is_full_when_a_version_is_copied_says_so(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(shutil, "copyfile", without_room)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(shutil.Error) as told:
         state.copy(RUN, 1, tmp_path / "in")
     assert says_full(told.value) is full
