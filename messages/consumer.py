@@ -3,7 +3,11 @@
     returned, Stale, Duplicate   complete
     Transient, Forbidden         try again under the lock, with growing waits; meanwhile receive nothing new
     Poison                       tell the run (`on_poison`), then dead-letter with reason and description
-    anything else                our bug: log it whole, let the lock lapse; near the delivery limit dead-letter as `bug`
+    anything else                our bug: log it whole, let the lock lapse; the last time, dead-letter it as `bug`
+
+A lost lock, a stop and a kill count as deliveries for the broker, which sets a message aside after so many of them. Yet
+they say nothing against a message, and long work meets many. So a message that comes again while it is worked on here
+joins that work; and one that comes near the limit makes room for a new one, which nobody has been given yet.
 
 One message never stops the process, and neither does a broker that is away. Nothing here knows what messages mean.
 """
@@ -14,10 +18,12 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
+from messages import names
 from messages.errors import Duplicate, Forbidden, LockLost, NotFound, Poison, Stale, Transient
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
@@ -26,6 +32,9 @@ from messages.retry import Waits, retry_transient
 T = TypeVar("T")
 Handler = Callable[[Delivery], Awaitable[None]]
 OnPoison = Callable[[Delivery, Poison], Awaitable[None]]
+Again = Callable[[Delivery], Awaitable[bool]]
+_SENT_AT_MOST: Final = 50
+"""Messages in a row for the same, each delivered until its limit. So many say that it kills whoever takes it."""
 
 _log: Final = EventLog(__name__)
 
@@ -34,16 +43,26 @@ class _Stopping(Exception):
     """Not an error, but the way out of a wait."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A handler at work on a message, for as many deliveries of it as come; and what came of it."""
+
+    delivery: Delivery
+    task: asyncio.Task[Exception | None]
+
+
 @final
 class Consumer:
     """Receives from one queue until told to stop, and hands each message to `handler`, several at a time.
 
-    `concurrency` bounds how many are handled at once (None: no bound). Of `max_delivery_count` deliveries the last two
-    are kept back: a message that gets that far is not handled any more but dead-lettered as `bug`, so that its run
-    hears of it before the broker puts it aside. `receive_wait` is the length of one receive, `lock_ceiling` the
-    longest time between two renewals of a lock, `grace` how long handlers may go on after a stop, and `probe_every`
-    how often one message is received all the same while a dependency is down; all in seconds. Messages that `aside`
-    is true of are handled like all others, but `idle_since` looks past them.
+    `concurrency` bounds how many are held at once (None: no bound). Of `max_delivery_count` deliveries the last two are
+    kept back for what has to be done before the broker puts a message aside; a handler's bug in the last before them is
+    its last. One that gets beyond without a bug having been seen here is completed if `again` returns True: what it
+    asks for comes again as another message, or goes on here and needs none. Else it is dead-lettered as `bug`, if it is
+    not being worked on. `receive_wait` is the length of one receive, `lock_ceiling` the longest time between two
+    renewals of a lock, `grace` how long handlers may go on after a stop, and `probe_every` how often one message is
+    received all the same while a dependency is down; all in seconds. Messages that `aside` is true of are handled like
+    all others, but `idle_since` looks past them.
     """
 
     def __init__(
@@ -62,11 +81,12 @@ class Consumer:
         grace: float = 10.0,
         probe_every: float = 30.0,
         aside: Callable[[Delivery], bool] = lambda _: False,
+        again: Again | None = None,
     ) -> None:
         if max_delivery_count < 3:
             raise ValueError("max_delivery_count must be at least 3: two deliveries are kept for telling the run")
         self._bus, self._queue, self._handler, self._on_poison = bus, queue, handler, on_poison
-        self._clock = clock
+        self._clock, self._again = clock, again
         self._deliveries_to_handle = max_delivery_count - 2
         self._slots = asyncio.Semaphore(concurrency or 2**31)
         self._waits = waits or Waits()
@@ -74,11 +94,12 @@ class Consumer:
         self._lock_ceiling, self._aside = lock_ceiling, aside
         self._reached_at: datetime | None = None
         self._worked_at = clock.now()
-        self._handling: dict[asyncio.Task[None], Delivery] = {}
+        self._held: dict[asyncio.Task[None], Delivery] = {}
+        self._works: dict[tuple[str, bytes], _Work] = {}
         self._concluded = 0
         self._dependencies_up = asyncio.Event()
         self._dependencies_up.set()
-        self._bugs: dict[str, str] = {}
+        self._bugs: dict[tuple[str, bytes], str] = {}
         self._stop = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -99,7 +120,8 @@ class Consumer:
         """Since when the queue has had no work; None while there is some in hand, or while it cannot be told: before
         the first receive has come back, and while the broker is away.
         """
-        if self._reached_at is None or any(not self._aside(delivery) for delivery in self._handling.values()):
+        in_hand = (*self._held.values(), *(work.delivery for work in self._works.values()))
+        if self._reached_at is None or any(not self._aside(delivery) for delivery in in_hand):
             return None
         return max(self._reached_at, self._worked_at)
 
@@ -110,13 +132,15 @@ class Consumer:
         await self._unless_stopping(self._dependencies())
         delivery = await self._unless_stopping(self._next())
         task = asyncio.create_task(self._take_care_of(delivery), name=f"{self._queue}: {delivery.message_id}")
-        self._handling[task] = delivery
+        self._held[task] = delivery
         task.add_done_callback(self._done_with)
 
     def _done_with(self, task: asyncio.Task[None]) -> None:
         self._slots.release()
-        delivery = self._handling.pop(task, None)
-        if delivery is not None and not self._aside(delivery):
+        self._note_work(self._held.pop(task))
+
+    def _note_work(self, delivery: Delivery) -> None:
+        if not self._aside(delivery):
             self._worked_at = self._clock.now()
 
     async def _next(self) -> Delivery:
@@ -154,33 +178,93 @@ class Consumer:
     # --- one message -------------------------------------------------------------------------------------------------
 
     async def _take_care_of(self, delivery: Delivery) -> None:
-        renewing = asyncio.create_task(self._keep_locked(delivery), name=f"lock of {delivery.message_id}")
+        lost = asyncio.Event()
+        renewing = asyncio.create_task(self._keep_locked(delivery, lost), name=f"lock of {delivery.message_id}")
         try:
-            await self._handle(delivery)
+            await self._handle(delivery, lost)
         except _Stopping:
             await self._abandon(delivery)
         except LockLost:
             _log.info("message.lock-lost", **_ids(delivery))
         except Exception as bug:  # noqa: BLE001  # one message never stops the process
-            self._bugs[delivery.message_id] = _where(bug)
-            if len(self._bugs) > 1000:
-                self._bugs.pop(next(iter(self._bugs)))
-            _log.exception("message.bug", **_ids(delivery))
+            self._note_bug(delivery, bug)
         finally:
             renewing.cancel()
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery, lost: asyncio.Event) -> None:
+        work = self._works.get(_matter(delivery))
         if delivery.delivery_count >= self._deliveries_to_handle:
-            await self._reject(delivery, self._delivered_too_often(delivery), last=True)
-            return
+            if await self._made_room(delivery, work):
+                await self._settle(delivery, lambda: self._bus.complete(delivery))
+                return
+            if work is None:
+                await self._reject(delivery, self._delivered_too_often(delivery), last=True)
+                return
+        work = self._works.get(_matter(delivery)) or self._begin(delivery)
+        await _race(asyncio.wait((work.task,)), lost.wait())
+        if not work.task.done():
+            return  # it comes again, and joins
+        match work.task.result():
+            case None:
+                await self._settle(delivery, lambda: self._bus.complete(delivery))
+            case Poison() as poison:
+                await self._reject(delivery, poison)
+            case _Stopping() | LockLost() as over:
+                raise over
+            case _ if delivery.delivery_count + 1 >= self._deliveries_to_handle:
+                await self._reject(delivery, self._delivered_too_often(delivery), last=True)
+            case _:
+                pass  # the lock lapses
+
+    def _begin(self, delivery: Delivery) -> _Work:
+        matter = _matter(delivery)
+
+        def over(_: asyncio.Task[Exception | None]) -> None:
+            del self._works[matter]
+            self._note_work(delivery)
+
+        task = asyncio.create_task(self._work(delivery), name=f"work on {delivery.message_id}")
+        self._works[matter] = work = _Work(delivery, task)
+        task.add_done_callback(over)
+        return work
+
+    async def _work(self, delivery: Delivery) -> Exception | None:
+        """Runs the handler; returns what went wrong."""
         try:
             await self._try(delivery, lambda: self._handler(delivery))
         except (Stale, Duplicate) as over:
             _log.debug("message.over", **_ids(delivery), because=str(over))
-        except Poison as poison:
-            await self._reject(delivery, poison)
-            return
-        await self._settle(delivery, lambda: self._bus.complete(delivery))
+        except (Poison, LockLost, _Stopping) as error:
+            return error
+        except Exception as bug:  # noqa: BLE001  # one message never stops the process
+            self._note_bug(delivery, bug)
+            return bug
+        return None
+
+    def _note_bug(self, delivery: Delivery, bug: Exception) -> None:
+        self._bugs[_matter(delivery)] = _where(bug)
+        if len(self._bugs) > 1000:
+            self._bugs.pop(next(iter(self._bugs)))
+        _log.exception("message.bug", **_ids(delivery))
+
+    async def _made_room(self, delivery: Delivery, work: _Work | None) -> bool:
+        """Whether a message near its limit may go, since nothing speaks against it and nothing is lost with it."""
+        _, times = names.sent_before(delivery.message_id)
+        if self._again is None or (work is None and (_matter(delivery) in self._bugs or times >= _SENT_AT_MOST)):
+            return False
+        again, made = self._again, False
+
+        async def make() -> None:
+            nonlocal made
+            made = await again(delivery)
+
+        try:
+            await self._try(delivery, make)
+        except Poison:
+            return False
+        if made:
+            _log.info("message.made-room", **_ids(delivery))
+        return made
 
     async def _reject(self, delivery: Delivery, poison: Poison, *, last: bool = False) -> None:
         try:
@@ -198,9 +282,11 @@ class Consumer:
         await self._settle(delivery, lambda: self._bus.dead_letter(delivery, reason=reason, description=description))
 
     def _delivered_too_often(self, delivery: Delivery) -> Poison:
-        cause = self._bugs.pop(delivery.message_id, None)
+        cause = self._bugs.pop(_matter(delivery), None)
         seen = f"the last failure seen was {cause}" if cause else "the processes that had it died or lost its lock"
-        text = f"Delivered {delivery.delivery_count} times and never finished; {seen}. Look for message.bug in the log"
+        text = (
+            f"Delivered {self._deliveries_to_handle} times and never finished; {seen}. Look for message.bug in the log"
+        )
         return Poison("bug", f"{text}; when the cause is gone, send it again under a new message id.")
 
     async def _try(self, delivery: Delivery, operation: Callable[[], Awaitable[None]]) -> None:
@@ -245,23 +331,25 @@ class Consumer:
         except Exception:  # noqa: BLE001  # stopping goes on
             _log.exception("message.not-abandoned", **_ids(delivery))
 
-    async def _keep_locked(self, delivery: Delivery) -> None:
+    async def _keep_locked(self, delivery: Delivery, lost: asyncio.Event) -> None:
         """Renews at half of what is left of the lock. Losing it is normal; whoever handles the message goes on."""
-        until = delivery.locked_until
+        until, reached = delivery.locked_until, True
         while until is not None:
             left = (until - self._clock.now()).total_seconds()
             wait = min(max(left / 2, 0.2), self._lock_ceiling) if left > 0 else 5.0
             await self._clock.sleep(wait)
             try:
-                until = await self._bus.renew(delivery)
+                until, reached = await self._bus.renew(delivery), True
             except Transient:
-                continue
+                reached = False
             except Forbidden as error:  # a token that was refused may be the last of its kind
+                reached = False
                 _log.warning("message.not-renewed", **_ids(delivery), error=str(error))
             except LockLost:
-                # In spite of renewing: a clock is off, or somebody slept. The next locks are renewed sooner.
-                self._lock_ceiling = max(1.0, wait / 2)
+                if reached:  # in spite of renewing: a clock is off, or somebody slept. The next are renewed sooner.
+                    self._lock_ceiling = max(1.0, wait / 2)
                 _log.info("message.lock-lost", **_ids(delivery))
+                lost.set()
                 return
             except Exception:  # noqa: BLE001  # whoever handles the message goes on
                 _log.exception("message.lock-bug", **_ids(delivery))
@@ -270,15 +358,19 @@ class Consumer:
     # --- stopping ----------------------------------------------------------------------------------------------------
 
     async def _wind_up(self, *, abandon: bool) -> None:
-        if abandon and self._handling:
-            await _race(asyncio.wait(list(self._handling)), self._clock.sleep(self._grace))
-        left = dict(self._handling)
+        if abandon and self._in_hand():
+            await _race(asyncio.wait(self._in_hand()), self._clock.sleep(self._grace))
+        held = dict(self._held)
+        left = self._in_hand()
         for task in left:
             task.cancel()
         if left:
-            await _race(asyncio.wait(list(left)), self._clock.sleep(self._grace))
+            await _race(asyncio.wait(left), self._clock.sleep(self._grace))
         if abandon:
-            await asyncio.gather(*(self._abandon(delivery) for delivery in left.values()))
+            await asyncio.gather(*(self._abandon(delivery) for delivery in held.values()))
+
+    def _in_hand(self) -> list[asyncio.Task[Any]]:
+        return [*self._held, *(work.task for work in self._works.values())]
 
     async def _sleep_unless_stopping(self, seconds: float) -> None:
         await self._unless_stopping(self._clock.sleep(seconds))
@@ -306,6 +398,12 @@ async def _race(*contenders: Coroutine[Any, Any, object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _matter(delivery: Delivery) -> tuple[str, bytes]:
+    """What is the same for a message, its redeliveries, and those that were sent in its place."""
+    first, _ = names.sent_before(delivery.message_id)
+    return first, delivery.body
 
 
 def _ids(delivery: Delivery) -> dict[str, object]:

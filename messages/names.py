@@ -141,3 +141,15 @@ def experiment_of(run: str) -> str:
     if not re.fullmatch(RUN_PATTERN, run):  # match() would let a newline follow
         raise ValueError(f"not a run id: {run[:80]!r}")
     return run.rpartition("_")[0]
+
+
+def sent_again(message_id: str) -> str:
+    """The id under which the same message is sent in place of another: `<id>~2`, `<id>~3` and so on."""
+    first, times = sent_before(message_id)
+    return f"{first}~{times + 1}"
+
+
+def sent_before(message_id: str) -> tuple[str, int]:
+    """The id of the first of those messages, and which of them this is: 1 at first."""
+    first, tilde, times = message_id.rpartition("~")
+    return (first, int(times)) if tilde and re.fullmatch(r"[0-9]{1,6}", times) else (message_id, 1)

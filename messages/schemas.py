@@ -327,6 +327,8 @@ class DeadlinePassed(Machine):
     run: RunId
     round: RoundNumber
     announcement: Annotated[int, Field(ge=1)]
+    at: Time | None = None
+    """When it is due: a deadline that was brought forward is another message."""
 
 
 class GraceOver(Machine):

@@ -81,7 +81,7 @@ class Performer:
                 closed = RoundClosed(run=run, round=number, because=because)
                 await self._tell(silo, closed, run, message_id, lasts=CLOSING_LASTS)
             case ScheduleDeadline(run=run, round=number, announcement=announcement, at=at):
-                passed = DeadlinePassed(run=run, round=number, announcement=announcement)
+                passed = DeadlinePassed(run=run, round=number, announcement=announcement, at=at)
                 await self._send(names.WORK, passed, run, message_id, at)
             case ScheduleGrace(run=run, round=number, announcement=announcement, at=at):
                 over = GraceOver(run=run, round=number, announcement=announcement)
@@ -139,8 +139,8 @@ class Performer:
 def work_of(effect: Effect) -> AggregateRound | DeadlinePassed | GraceOver | None:
     """The message in `work` that shows that this effect was carried out; None where none does."""
     match effect:
-        case ScheduleDeadline(run=run, round=number, announcement=announcement):
-            return DeadlinePassed(run=run, round=number, announcement=announcement)
+        case ScheduleDeadline(run=run, round=number, announcement=announcement, at=at):
+            return DeadlinePassed(run=run, round=number, announcement=announcement, at=at)
         case ScheduleGrace(run=run, round=number, announcement=announcement):
             return GraceOver(run=run, round=number, announcement=announcement)
         case RequestAggregation(run=run, round=number, announcement=announcement):

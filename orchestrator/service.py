@@ -15,7 +15,7 @@ from typing import Final, assert_never, final
 
 from messages import names
 from messages.codec import OperatorMessage, Work, decode
-from messages.consumer import Consumer, Handler, OnPoison
+from messages.consumer import Again, Consumer, Handler, OnPoison
 from messages.errors import Duplicate, Forbidden, NotFound, Poison, Transient
 from messages.experiments import (
     CancelExperiment,
@@ -26,7 +26,7 @@ from messages.experiments import (
     StartExperiment,
 )
 from messages.log import EventLog
-from messages.ports import Bus, Clock, Delivery
+from messages.ports import Bus, Clock, Delivery, Outgoing
 from messages.retry import retry_transient
 from messages.schemas import (
     AggregateRound,
@@ -97,7 +97,7 @@ class Orchestrator:
         wait = receive_wait(until_idle)
         consumers = [
             self._consumer(names.EXPERIMENTS, self.on_operator, self.on_poison, wait),
-            self._consumer(names.WORK, self.on_work, self.on_work_poison, wait),
+            self._consumer(names.WORK, self.on_work, self.on_work_poison, wait, again=self.send_work_again),
             *(self._silo_consumer(silo, wait) for silo in self._silos),
         ]
         _log.info("orchestrator.ready", silos=list(self._silos))
@@ -274,6 +274,17 @@ class Orchestrator:
     async def on_poison(self, delivery: Delivery, poison: Poison) -> None:
         """An operator's message is dead-lettered; there is nobody else to tell."""
 
+    async def send_work_again(self, delivery: Delivery) -> bool:
+        """In place of a message that was delivered very often: a sum may take days, and many who make it."""
+        again = Outgoing(
+            body=delivery.body,
+            message_id=names.sent_again(delivery.message_id),
+            subject=delivery.subject or "",
+            correlation_id=delivery.correlation_id,
+        )
+        await self._bus.send(names.WORK, again)
+        return True
+
     async def on_work_poison(self, delivery: Delivery, poison: Poison) -> None:
         """A round that cannot be aggregated ends its run."""
         told = round_of(delivery.body, {"aggregate-round"})
@@ -287,7 +298,9 @@ class Orchestrator:
         on_message, on_poison = partial(self._answers.on_message, silo), partial(self._answers.on_poison, silo)
         return self._consumer(names.from_silo(silo), on_message, on_poison, wait)
 
-    def _consumer(self, queue: str, handler: Handler, on_poison: OnPoison, wait: float) -> Consumer:
+    def _consumer(
+        self, queue: str, handler: Handler, on_poison: OnPoison, wait: float, *, again: Again | None = None
+    ) -> Consumer:
         return Consumer(
             self._bus,
             queue,
@@ -298,6 +311,7 @@ class Orchestrator:
             max_delivery_count=self._max_delivery_count,
             receive_wait=wait,
             aside=_is_sign_of_life,
+            again=again,
         )
 
 

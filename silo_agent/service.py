@@ -11,6 +11,7 @@ import json
 import re
 import traceback
 import uuid
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, final
 
@@ -44,6 +45,8 @@ class Agent:
         self._silo = silo
         self._bus = bus
         self._works: dict[tuple[str, int], tuple[RoundWork, asyncio.Task[Any]]] = {}
+        self._unannounced: set[RoundWork] = set()
+        """Works whose message was let go, so that nothing would begin them again in this process."""
         self._receive_wait = receive_wait
         self._stop = asyncio.Event()
         self._homeless = False
@@ -64,6 +67,7 @@ class Agent:
             receive_wait=self._receive_wait,
             waits=self._silo.waits,
             grace=_GRACE,
+            again=self.let_go,
         )
         try:
             await consumer.run(stop)
@@ -93,7 +97,7 @@ class Agent:
                 work = RoundWork(self._silo, announced)
                 task = asyncio.create_task(self._work(work), name=f"round {announced.round} of {announced.run}")
                 self._works[key] = (work, task)
-                task.add_done_callback(lambda _: self._works.pop(key, None))
+                task.add_done_callback(partial(self._over, key, work))
             work, task = self._works[key]
             await asyncio.wait((task,))  # and not `await task`: losing this delivery must not end the work
             if (fault := task.exception()) is not None:
@@ -101,6 +105,21 @@ class Agent:
             if not (isinstance(work.phase, Failed) and work.about < (*key, announced.announcement)):
                 return not joined
             # What failed was for an earlier announcement. This one is answered by tries of its own.
+
+    def _over(self, key: tuple[str, int], work: RoundWork, _: asyncio.Task[Any]) -> None:
+        self._works.pop(key, None)
+        self._unannounced.discard(work)
+
+    async def let_go(self, delivery: Delivery) -> bool:
+        """Whether a message may go that was delivered very often: an announcement. An open round is announced again to
+        each agent that starts, this one too; and work that is in hand goes on without a message.
+        """
+        message: RoundAnnounced | RoundClosed = decode(delivery.body, RoundAnnounced, RoundClosed)
+        if isinstance(message, RoundClosed):
+            return False
+        if (found := self._works.get((message.run, message.round))) is not None:
+            self._unannounced.add(found[0])
+        return True
 
     async def reject(self, delivery: Delivery, poison: Poison) -> None:
         """Tells the run about a message that can never succeed, as far as it says which run that is."""
@@ -126,6 +145,11 @@ class Agent:
                 await asyncio.to_thread(self._silo.home.write_fault, name, story)
             kind, (run, number, _) = type(bug).__name__, work.about
             _log.error("agent.fault", run=run, round=number, error=kind, look=f"faults/{name}.txt")
+            if work in self._unannounced:
+                declined = RoundDeclined(run=run, round=number, reason=DeclineReason.AGENT_FAULT)
+                await self._silo.patiently(
+                    lambda: self._silo.voice.say(declined, run=run), missing="the queue to the orchestrator"
+                )
             raise AgentFault(f"{kind}; the silo's home has the story in faults/{name}.txt") from None
 
     async def _stop_if_homeless(self) -> None:

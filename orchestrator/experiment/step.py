@@ -136,7 +136,7 @@ def expected_in_work(state: State) -> frozenset[AggregateRound | DeadlinePassed 
     """The messages in `work` without which the phase would stand still. Where they are, the queues were not lost."""
     match state:
         case Collecting(run=run, round=number, announcement=announcement):
-            deadline = DeadlinePassed(run=run.id, round=number, announcement=announcement)
+            deadline = DeadlinePassed(run=run.id, round=number, announcement=announcement, at=state.deadline)
             grace = GraceOver(run=run.id, round=number, announcement=announcement)
             return frozenset((deadline,) if state.grace_until is None else (deadline, grace))
         case Aggregating():

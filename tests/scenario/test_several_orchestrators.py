@@ -6,13 +6,16 @@ import asyncio
 import fcntl
 import itertools
 import os
+from typing import Literal
+
+import pytest
 
 from messages import names
 from messages.codec import encode
 from messages.experiments import CancelExperiment, StartExperiment
 from messages.ports import Outgoing
 from messages.schemas import SiloHeartbeat
-from orchestrator.experiment.state import Aggregating, RunOutcome
+from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from tests.scenario.faults import Trouble
 from tests.scenario.model_silo import TASK, ModelSilo
 from tests.scenario.test_orchestrator import CONSTANTS, collecting, world
@@ -50,7 +53,8 @@ async def summing(w: World, *, at: str = "^open ") -> tuple[str, Process, Stoppa
 
     def hold(queue: str, message: Outgoing) -> None:
         if message.subject == "aggregate-round" and b'"round":1' in message.body:
-            trouble.hold_at(next(patterns, "^nothing"))
+            for pattern in patterns:  # the first time
+                trouble.hold_at(pattern)
 
     w.witness = hold
     first = await w.start(trouble)
@@ -325,3 +329,40 @@ async def test_a_sum_in_hand_is_not_idle() -> None:
         await w.clock.until(process.main.done, within=200)
         assert w.weights(run, 0) == EXACT[0]
         await rest()
+
+
+@pytest.mark.parametrize("when", ["crash-before", "crash-after", "lose-answer"])
+async def test_a_start_takes_no_old_deadline_for_one_that_was_brought_forward(when: str) -> None:
+    async with world(silos={"east": 6.0, "north": 12.0}) as w:
+        w.silos["north"].doing = lambda asked: "fail" if (asked.round, asked.announcement) == (1, 1) else "update"
+        trouble = Trouble()
+        sent: list[bytes] = []
+
+        def note(queue: str, message: Outgoing) -> None:
+            if message.subject == "deadline-passed" and b'"round":1' in message.body:
+                sent.append(message.body)
+
+        def brought_forward(w: World) -> bool:
+            state = w.state()
+            return isinstance(state, Collecting) and (state.deadline - state.opened_at).total_seconds() < 3600
+
+        hook = trouble.hook
+
+        def at_its_send(stage: Literal["before", "after"], operation: str, where: str) -> None:
+            if (stage, operation, where) == ("before", "send", names.WORK) and brought_forward(w) and not struck:
+                struck.append(operation)
+                trouble.in_calls(1, when)
+            hook(stage, operation, where)
+
+        struck: list[str] = []
+        trouble.hook = at_its_send  # type: ignore[method-assign]
+        w.witness = note
+        await w.start(trouble)
+        w.live_silos()
+        await w.begin(rounds=1, quorum={"deadline": 86400})
+        began = w.clock.now()
+        over = await w.ended()
+        assert struck
+        assert over.outcome is RunOutcome.COMPLETED
+        assert (over.ended_at - began).total_seconds() <= 10 + LOCK
+        assert len(set(sent)) == 3, "two of the first announcement, one of the second"

@@ -31,6 +31,8 @@ from tests.scenario.world import Inline, Watched
 from tests.virtual_clock import VirtualClock, rest
 
 Body = Callable[[Round], None]
+Fault = Callable[[Any, str, str], None]
+"""Called before and after every operation on a queue; what it raises happens instead."""
 
 TASK: Final = "toy"
 _ELSEWHERE: Final = {"bus": {"connection_string_env": "UNUSED"}, "store": {"directory": "/nowhere"}}
@@ -73,29 +75,40 @@ class Whole:
         self.broker = MemoryBroker(self.clock, names.queues(list(silos)), options=QueueOptions(lock_duration=60))
         self._outbound = outbound
         (root / "train.py").write_text("what the owner approved\n")
+        self.runners: dict[str, Runner] = {silo: Called(body) for silo, body in silos.items()}
+        self.heartbeat = 15.0
+        self.links: dict[str, Fault] = {}
+        """By silo: what may be wrong with its way to the bus."""
+        self.agents: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def run(self, **start: Any) -> str:
+    async def run(self, *, within: float = 86400.0, **start: Any) -> str:
         """Runs one experiment to its end, which has to be a good one; returns the run's id."""
         settings = OrchestratorSettings.model_validate(
             {"silos": list(self.silos), "scratch": self.root / "scratch", **_ELSEWHERE}
         )
         orchestrator = build(settings, bus=MemoryBus(self.broker), store=self.store, clock=self.clock)
         self._tasks = [asyncio.create_task(orchestrator.run(asyncio.Event()))]
-        self._tasks += [asyncio.create_task(self._agent(silo)) for silo in self.silos]
+        for silo in self.silos:
+            self.start_agent(silo)
         await self.clock.until(lambda: len(self.store.named("presence/")) == len(self.silos))
         asked = {"experiment": "exp", "task": TASK, "rounds": 1, "quorum": {"minimum": "all"}, **start}
         body = encode(StartExperiment.model_validate(asked))
         message = Outgoing(body=body, message_id="m", subject="start-experiment")
         await MemoryBus(self.broker).send(names.EXPERIMENTS, message)
-        await self.clock.until(lambda: self._ended() is not None)
+        await self.clock.until(lambda: self._ended() is not None, within=within)
         ended = self._ended()
         assert ended is not None
         assert ended.outcome is RunOutcome.COMPLETED, ended.reason
-        for task in self._tasks:
+        for task in (*self._tasks, *(task for task, _ in self.agents.values())):
             task.cancel()
         await rest()
         return names.run_id("exp", "m", body)
+
+    def start_agent(self, silo: str) -> None:
+        """Another agent for this silo; the one before it is dead, or has stopped."""
+        stop = asyncio.Event()
+        self.agents[silo] = (asyncio.create_task(self._agent(silo, stop), name=silo), stop)
 
     def record(self, run: str, number: int) -> RoundRecord:
         """A round's record."""
@@ -115,7 +128,7 @@ class Whole:
         state = None if blob is None else ExperimentDocument.model_validate_json(blob.data).state
         return state if isinstance(state, Ended) else None
 
-    async def _agent(self, silo: str) -> None:
+    async def _agent(self, silo: str, stop: asyncio.Event) -> None:
         code = self.root / "train.py"
         everything = ["float64", "float32", "bfloat16", "float16", "int64"]
         task = {
@@ -132,8 +145,8 @@ class Whole:
             },
         }
         settings = SiloSettings.model_validate(
-            {"silo": silo, "home": self.root / silo, "tasks": {TASK: task}, **_ELSEWHERE}
+            {"silo": silo, "home": self.root / silo, "heartbeat": self.heartbeat, "tasks": {TASK: task}, **_ELSEWHERE}
         )
-        bus = MemoryBus(self.broker)
-        async with opened(settings, bus, self.store, clock=self.clock, local=Called(self.silos[silo])) as made:
-            await Agent(made, bus).run(asyncio.Event())
+        bus = MemoryBus(self.broker, faults=self.links.get(silo))
+        async with opened(settings, bus, self.store, clock=self.clock, local=self.runners[silo]) as made:
+            await Agent(made, bus).run(stop)

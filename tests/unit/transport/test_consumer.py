@@ -261,6 +261,143 @@ async def test_when_telling_the_run_has_a_bug_too_the_message_is_dead_lettered_i
     assert len(events(caplog, "message.bug")) == 4
 
 
+# --- what counts against a message, and what does not ----------------------------------------------------------------
+
+
+async def delivered(world: World, message_id: str, times: int) -> None:
+    """It comes to the consumer for the first time after others died of it, or with it, so many times."""
+    await world.send(message_id)
+    for _ in range(times):
+        assert await world.outside.receive(QUEUE, wait=1) is not None
+        await world.clock.advance(LOCK + 1)
+
+
+def making_room(world: World, answer: bool) -> tuple[list[str], Callable[[Delivery], Awaitable[bool]]]:
+    made: list[str] = []
+
+    async def again(delivery: Delivery) -> bool:
+        assert [d.message_id for d in await world.outside.peek(QUEUE, count=1)] == [delivery.message_id]
+        made.append(delivery.message_id)
+        return answer
+
+    return made, again
+
+
+async def test_near_the_limit_a_message_makes_room_for_a_new_one(world: World) -> None:
+    made, again = making_room(world, True)
+    await delivered(world, "m", 3)
+    await world.start(again=again)
+    assert (made, world.handled, world.rejected) == (["m"], [], [])
+    assert (await world.left(), await world.dead()) == ([], [])
+
+
+async def test_where_nothing_can_take_its_place_it_is_dead_lettered(world: World) -> None:
+    made, again = making_room(world, False)
+    await delivered(world, "m", 3)
+    await world.start(again=again)
+    assert (made, world.handled, world.rejected) == (["m"], [], [("m", "bug")])
+
+
+async def test_what_cannot_be_read_makes_no_room(world: World) -> None:
+    async def again(delivery: Delivery) -> bool:
+        raise Poison("not-json", "d")
+
+    await delivered(world, "m", 3)
+    await world.start(again=again)
+    assert world.rejected == [("m", "bug")]
+
+
+async def test_a_bug_in_the_last_delivery_is_its_last_whoever_had_the_others(world: World) -> None:
+    made, again = making_room(world, True)
+    await delivered(world, "m", 2)
+    world.verdicts["m"] = [KeyError("a bug")]
+    await world.start(again=again)
+    assert (made, world.handled, world.rejected) == ([], ["m"], [("m", "bug")])
+    assert [d.dead_letter_reason for d in await world.dead()] == ["bug"]
+
+
+async def test_a_message_with_a_bug_makes_no_room(world: World) -> None:
+    made, again = making_room(world, True)
+    failures: list[Exception] = [ValueError("another bug")]
+
+    async def fail(delivery: Delivery, poison: Poison) -> None:
+        if poison.reason == "not-json" and failures:
+            raise failures.pop()
+
+    world.on_poison = fail
+    await delivered(world, "m", 2)
+    world.verdicts["m"] = [Poison("not-json", "d")]
+    await world.start(again=again)
+    assert world.handled == ["m"]
+    await world.clock.advance(LOCK + 1)
+    assert (made, world.handled) == ([], ["m"])
+    assert [d.dead_letter_reason for d in await world.dead()] == ["bug"]
+
+
+@pytest.mark.parametrize(("message_id", "ends"), [("m~49", False), ("m~50", True)])
+async def test_a_message_that_kills_whoever_takes_it_has_an_end(world: World, message_id: str, ends: bool) -> None:
+    made, again = making_room(world, True)
+    await delivered(world, message_id, 3)
+    await world.start(again=again)
+    assert (bool(made), world.handled, bool(world.rejected)) == (not ends, [], ends)
+
+
+@pytest.mark.parametrize("room", [True, False, None])
+async def test_what_is_worked_on_is_never_given_up_for_its_deliveries(
+    world: World, room: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished = []
+
+    async def train(delivery: Delivery) -> None:
+        await world.clock.sleep(20 * LOCK)
+        finished.append(delivery.message_id)
+
+    _, again = making_room(world, bool(room))
+    world.handler = train
+    world.broken.add("renew")
+    await world.start(again=None if room is None else again)
+    await world.send("m")
+    await world.clock.advance(21 * LOCK)
+    assert (world.handled, finished, world.rejected) == (["m"], ["m"], [])
+    assert events(caplog, "message.bug") == []
+    world.broken.clear()
+    if room:
+        assert (await world.left(), await world.dead()) == ([], [])
+    else:  # the broker's own doing, and nobody took it for a bug
+        assert [d.dead_letter_reason for d in await world.dead()] == ["MaxDeliveryCountExceeded"]
+
+
+async def test_what_came_in_its_place_joins_what_is_going_on(world: World) -> None:
+    async def train(delivery: Delivery) -> None:
+        await world.clock.sleep(100)
+
+    world.handler = train
+    await world.start()
+    for message_id in ("m", "m~2", "m~3", "n"):
+        await world.send(message_id)
+    assert world.handled == ["m", "n"]
+    await world.clock.advance(101)
+    assert await world.left() == []
+
+
+async def test_what_lost_its_lock_is_in_hand_all_the_same(world: World) -> None:
+    async def train(delivery: Delivery) -> None:
+        await world.outside.abandon(delivery)
+        taken = await world.outside.receive(QUEUE, wait=1)
+        assert taken is not None
+        await world.outside.complete(taken)
+        await world.clock.sleep(500)
+
+    world.handler = train
+    await world.start(receive_wait=10)
+    await world.send("m")
+    await world.clock.advance(400)
+    assert world.consumer is not None
+    assert world.consumer.idle_since is None
+    await world.clock.advance(200)
+    assert world.consumer.idle_since == world.clock.now() - timedelta(seconds=100)
+
+
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +433,7 @@ async def test_losing_the_lock_neither_cancels_the_handler_nor_counts_as_a_bug(
     await world.clock.advance(99)
     world.broken.clear()
     await world.clock.advance(300)
-    assert finished == [0, 1]
+    assert finished == [0], "what came again was handled once more, and not joined to what was going on"
     assert await world.left() == []
     assert events(caplog, "message.lock-lost")
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
@@ -347,6 +484,23 @@ async def test_a_clock_that_is_off_costs_a_few_locks_and_not_every_one(
     await world.clock.advance(20 * 600)
     assert await world.left() == []
     assert 0 < len({vars(r)["silobus_fields"]["message"] for r in events(caplog, "message.lock-lost")}) <= 3
+
+
+async def test_locks_that_an_outage_cost_are_no_reason_to_renew_others_sooner(world: World) -> None:
+    async def train(delivery: Delivery) -> None:
+        await world.clock.sleep(3 * 3600)
+
+    world.handler = train
+    await world.start()
+    await world.send("m")
+    world.broken.add("renew")
+    await world.clock.advance(2 * LOCK)
+    world.broken.clear()
+    await world.clock.advance(LOCK)
+    before = world.operations.count("renew")
+    await world.clock.advance(3600)
+    assert world.operations.count("renew") - before < 3600 / LOCK * 2.2
+    await world.clock.advance(2 * 3600)
 
 
 async def test_a_lock_lost_when_settling_is_not_an_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
