@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 from tests.crash_points.points import parse
 from tests.crash_points.shapes import SHAPES
-from tests.crash_points.survey import Finding, each_pair, each_single, examined, points_of, undisturbed
+from tests.crash_points.survey import WHOLE, Finding, Part, each_pair, each_single, examined, points_of, undisturbed
 
 SHOWN = 20
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", metavar="WHO:CALL:KIND", help="only this; two with + in between")
     parser.add_argument("--count", type=int, metavar="N", help="only so many points of each run, spread evenly")
     parser.add_argument("--who", metavar="WHO", help="only points of this process: ORCH, NORTH …")
+    parser.add_argument("--part", type=Part.parse, default=WHOLE, metavar="K/N", help="only the K-th of N parts of all")
     parser.add_argument("--seed", type=int, default=0, help="which share of the pairs")
     parser.add_argument("-n", type=int, default=min(2, os.cpu_count() or 1), metavar="JOBS", help="processes")
     parser.add_argument("--stop", action="store_true", help="at the first that differs")
@@ -47,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [examined(shape, parse(options.point)) for shape in options.shape or ["run"]]
     elif options.pairs:
         shapes = options.shape or ["small"]
-        found = _each(each_pair(shape, options.n, options.pairs, options.seed) for shape in shapes)
+        found = _each(each_pair(shape, options.n, options.pairs, options.seed, options.part) for shape in shapes)
     else:
         shapes = options.shape or [shape for shape in SHAPES if shape != "small"]
         counted = {shape: points_of(undisturbed(shape).plan) for shape in shapes}
         told["points"] = {shape: points.count for shape, points in counted.items()}
         told["the same run as another point"] = {shape: points.same for shape, points in counted.items()}
-        found = _each(each_single(shape, options.n, options.count, options.who) for shape in shapes)
+        found = _each(each_single(shape, options.n, options.count, options.who, options.part) for shape in shapes)
     runs, pairs, differing = 0, 0, []
     for finding in found:
         runs += 1

@@ -9,11 +9,12 @@ import itertools
 import logging
 import multiprocessing
 import random
+import selectors
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from tests.crash_points.calls import ROOT, WRITES, files_counted
 from tests.crash_points.federation import Federation
@@ -73,6 +74,29 @@ class Points:
         return len(self.run) + self.same
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of so many parts, together everything, each the same whenever it is asked for: `2/5`."""
+
+    number: int
+    parts: int
+
+    def of(self, everything: list[T]) -> list[T]:
+        """Those of this part."""
+        return everything[self.number - 1 :: self.parts]
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Raises ValueError."""
+        number, parts = map(int, text.split("/"))
+        if not 1 <= number <= parts:
+            raise ValueError(text)
+        return cls(number, parts)
+
+
+WHOLE: Final = Part(1, 1)
+
+
 def points_of(undisturbed: Plan) -> Points:
     """What can go wrong at every call of a run."""
     run, same = [], 0
@@ -93,9 +117,12 @@ def points_of(undisturbed: Plan) -> Points:
     return Points(run, same)
 
 
-def singles(shape: str, count: int | None = None, who: str | None = None) -> list[tuple[Point, ...]]:
-    """Every point, or those of one process; or so many of them, spread evenly over all."""
+def singles(
+    shape: str, count: int | None = None, who: str | None = None, part: Part = WHOLE
+) -> list[tuple[Point, ...]]:
+    """Every point, or those of one process, or a part; or so many of them, spread evenly over all."""
     points = [(point,) for point in points_of(undisturbed(shape).plan).run if who in (None, point.who)]
+    points = part.of(points)
     if count is None or count >= len(points):
         return points
     return [points[index * len(points) // count] for index in range(count)]
@@ -143,17 +170,17 @@ def pairs_from(shape: str, first: Point, share: float = 1.0, seed: int = 0) -> l
     return [alone, *(examined(shape, (first, Point(ANY, number, Kind.BEFORE))) for number in chosen)]
 
 
-def each_single(shape: str, jobs: int, count: int | None, who: str | None) -> Iterator[Finding]:
+def each_single(shape: str, jobs: int, count: int | None, who: str | None, part: Part = WHOLE) -> Iterator[Finding]:
     """What came of every point, or of those of `singles`."""
     yield examined(shape, ())
-    yield from _spread(functools.partial(examined, shape), singles(shape, count, who), jobs)
+    yield from _spread(functools.partial(examined, shape), singles(shape, count, who, part), jobs)
 
 
-def each_pair(shape: str, jobs: int, share: float, seed: int) -> Iterator[Finding]:
-    """What came of every pair, or of a share of the pairs."""
+def each_pair(shape: str, jobs: int, share: float, seed: int, part: Part = WHOLE) -> Iterator[Finding]:
+    """What came of every pair, or of a share of them; or of a part: of those that begin with some of the points."""
     yield examined(shape, ())
     of = functools.partial(pairs_from, shape, share=share, seed=seed)
-    yield from itertools.chain.from_iterable(_spread(of, firsts(shape), jobs))
+    yield from itertools.chain.from_iterable(_spread(of, part.of(firsts(shape)), jobs))
 
 
 def share_of_pairs(shape: str, count: int, seed: int) -> list[Finding]:
@@ -179,9 +206,34 @@ def tried(shape: str, points: Sequence[Point] = ()) -> Tried:
     """Runs a shape with these points."""
     plan = Plan(tuple(points))
     random.seed(0)  # jitter
-    with _directory() as root, _errors_logged() as bugs, files_counted():
-        outcome = asyncio.run(_run(shape, plan, root, bugs))
+    alone = asyncio.Runner(loop_factory=_Loop)
+    with _directory() as root, _errors_logged() as bugs, files_counted(), alone as runner:
+        outcome = runner.run(_run(shape, plan, root, bugs))
     return Tried(shape, tuple(points), outcome, plan)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that asks the operating system for nothing as long as there is something to do.
+
+    What is meant for threads is done at once, so that each run is the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_Selector())
+
+    def run_in_executor(self, executor: Any, func: Callable[..., R], *args: Any) -> asyncio.Future[R]:  # type: ignore[override]
+        """Runs it here and now."""
+        future: asyncio.Future[R] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except BaseException as error:  # noqa: BLE001  # handed on to whoever waits for the future
+            future.set_exception(error)
+        return future
+
+
+class _Selector(selectors.DefaultSelector):
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return [] if timeout is not None and timeout <= 0 else super().select(timeout)
 
 
 async def _run(shape: str, plan: Plan, root: Path, bugs: list[str]) -> Outcome:

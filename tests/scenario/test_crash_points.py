@@ -10,7 +10,9 @@ from tests.crash_points.points import Kind, Point, parse
 from tests.crash_points.shapes import SHAPES
 from tests.crash_points.survey import (
     Finding,
+    Part,
     examined,
+    firsts,
     points_of,
     share_of_pairs,
     singles,
@@ -112,6 +114,11 @@ def test_what_was_charged_is_given_back_though_the_agent_that_was_charged_is_dea
     assert_equal(at("fails", "NORTH", "send from-north", Kind.UNANSWERED))
 
 
+def test_a_deadline_that_was_brought_forward_is_not_the_one_before() -> None:
+    """Else the round would wait for a day, longer than a run may take here."""
+    assert_equal(at("fails", "ORCH", "send work", Kind.BEFORE))
+
+
 def test_a_grace_and_a_judgement_are_not_lost() -> None:
     assert [record["others"] for record in undisturbed("grace").outcome.rounds] == [
         {"east": "declined: quorum-too-small", "south": "had not answered"},
@@ -139,6 +146,16 @@ def test_a_second_process_dies_while_the_first_is_still_down() -> None:
     number = next(number for number, call in enumerate(calls, 1) if call.what == "complete to-north")
     both = tried("small", parse(f"NORTH:{number}:crash-before+ANY:1:crash-before"))
     assert [at.partition(":")[0] for at in both.plan.at] == ["NORTH", "ORCH"]
+
+
+def test_parts_are_all_pairs_and_no_pair_twice() -> None:
+    points = firsts("small")
+    parts = [Part.parse(f"{number}/3").of(points) for number in (1, 2, 3)]
+    assert sorted(map(str, (point for part in parts for point in part))) == sorted(map(str, points))
+    assert len({str(point) for point in points}) == len(points)
+    for wrong in ("0/3", "4/3", "3"):
+        with pytest.raises(ValueError, match=r"\d"):
+            Part.parse(wrong)
 
 
 def test_a_point_that_is_never_come_to_is_told() -> None:
