@@ -4,17 +4,21 @@ An agent that works on a round gives a sign of life every so often, and says how
 otherwise). After three times as long without one it counts as gone, so by default after 45 s; one that was asked and
 never gave a sign, after as long since it was asked. An agent whose trainer makes no progress says so itself: it is
 there, and stalled.
+
+All that is known of silos was written down by an orchestrator. So where none works every silo seems gone: what they say
+stays in their queues, where `listening` looks for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, assert_never
 
 from messages.schemas import Purpose
 from orchestrator import presence as attendance
-from orchestrator.cli.standing import Standing
+from orchestrator.cli.standing import Standing, Unread
 from orchestrator.experiment.announcing import awaited
 from orchestrator.experiment.state import (
     Aggregating,
@@ -37,6 +41,9 @@ SIGNS: Final = 3
 LATE: Final = 15.0
 """Seconds after its deadline in which a round may still be closed."""
 
+SUMMING: Final = 120.0
+"""Seconds after which somebody may ask whether anybody sums at all: who does leaves no sign in the store."""
+
 NAMED: Final = 12
 """Silos that are named where a round waits for more; those that are gone first."""
 
@@ -55,6 +62,12 @@ class Life:
     """Whether that is too long."""
     gone: bool
     """Whether nothing at all was heard of the agent for too long: not of this round, and of nothing else."""
+    looked: bool
+    """Whether its queue was looked into; where not, what it says may be there."""
+    unread: float | None
+    """Seconds since its oldest sign of life that no orchestrator has read; None: nothing is known to wait."""
+    answered: float | None
+    """Seconds since its answer, which waits to be taken."""
     stalled: float | None
     """Seconds without progress, if it said that these are too many."""
     seconds: float
@@ -63,13 +76,20 @@ class Life:
     @property
     def words(self) -> str:
         """What it does, as far as is known."""
+        if self.answered is not None:
+            return f"has answered {self.answered:.0f} s ago, which nobody has taken yet"
         if self.quiet:
             was = f", was {self.doing}" if self.doing else ""
-            what = "gone: no sign of life" if self.gone else "there, but no sign of life of this round"
+            what = f"{self.lost}: no sign of life" if self.gone else "there, but no sign of life of this round"
             return f"{what} for {self.silent:.0f} s{was}"
         if self.stalled is not None:
             return f"{self.doing} without progress for {self.stalled:.0f} s"
         return self.doing or "asked"
+
+    @property
+    def lost(self) -> str:
+        """What it is if nothing is heard of it."""
+        return "gone" if self.looked else "gone, or no orchestrator works"
 
 
 def life_of(standing: Standing, state: Collecting, silo: str) -> Life:
@@ -93,29 +113,47 @@ def life_of(standing: Standing, state: Collecting, silo: str) -> Life:
     longest = SIGNS * max(every, attendance.EVERY)
     silent = max(0.0, (standing.read_at - heard_at).total_seconds())
     seen_at = max(heard_at, presence.seen_at) if presence else heard_at
+    waiting = standing.unread.get(silo, Unread())
+    answered_at = waiting.answers.get((state.run.id, state.round))
+
+    def ago(time: datetime | None) -> float | None:
+        return None if time is None else max(0.0, (standing.read_at - time).total_seconds())
+
     return Life(
         doing=beat.doing if beat else None,
         heard_at=heard_at,
         silent=silent,
-        quiet=silent > longest,
-        gone=(standing.read_at - seen_at).total_seconds() > longest,
+        quiet=answered_at is None and silent > longest,
+        gone=answered_at is None and (standing.read_at - seen_at).total_seconds() > longest,
+        looked=silo in standing.unread,
+        unread=ago(waiting.since),
+        answered=ago(answered_at),
         stalled=beat.progress_age if beat is not None and beat.stalled else None,
         seconds=max(0.0, (standing.read_at - asked_at).total_seconds()),
     )
 
 
 def life(standing: Standing, silo: str) -> dict[str, Any]:
-    """The same for scripts: null where nothing is waited for."""
+    """The same for scripts: null where nothing is waited for. `gone` is null, too, where that cannot be told."""
     state = standing.state
     if not isinstance(state, Collecting) or silo not in awaited(state):
-        return {"gone": None, "silent_for": None, "doing": None, "stalled": None}
+        return dict.fromkeys(("gone", "silent_for", "unread_for", "doing", "stalled"))
     found = life_of(standing, state, silo)
     return {
-        "gone": found.gone,
+        "gone": found.gone if found.looked or not found.gone else None,
         "silent_for": round(found.silent, 3),
+        "unread_for": found.unread,
         "doing": found.doing,
         "stalled": found.stalled is not None,
     }
+
+
+def quiet_silos(standing: Standing) -> list[str]:
+    """Silos that are waited for and of which the store has told nothing for too long: have they said anything since?"""
+    state = standing.state
+    if not isinstance(state, Collecting):
+        return []
+    return [silo for silo in awaited(state) if life_of(standing, state, silo).quiet]
 
 
 def in_open_round(standing: Standing, state: Collecting, silo: str) -> str:
@@ -141,9 +179,9 @@ def waiting_for(standing: Standing) -> str | None:
         case Collecting() as state:
             return f"{_who(standing, state)}; {_what_then(state)}{_late(standing)}"
         case Aggregating(judging=Collecting()) as state:
-            return f"the comparison of {len(state.closed.updates)} updates, and their sum"
+            return f"the comparison of {len(state.closed.updates)} updates, and their sum{_for_long(standing, state)}"
         case Aggregating() as state:
-            return f"the sum of {len(state.closed.updates)} updates"
+            return f"the sum of {len(state.closed.updates)} updates{_for_long(standing, state)}"
         case Paused(because=because):
             return f"silos that offer the task. {because}" if because else "resume-experiment"
         case Ended() | Tombstone():
@@ -164,6 +202,17 @@ def overdue(standing: Standing) -> float | None:
     return late if late > LATE else None
 
 
+def summing_for(standing: Standing) -> float | None:
+    """Seconds since the set was frozen that is being compared and summed."""
+    state = standing.state
+    return (standing.read_at - state.closed.closed_at).total_seconds() if isinstance(state, Aggregating) else None
+
+
+def _for_long(standing: Standing, state: Aggregating) -> str:
+    seconds = (standing.read_at - state.closed.closed_at).total_seconds()
+    return f", for {seconds:.0f} s; it is a long one, or no orchestrator works" if seconds > SUMMING else ""
+
+
 def _late(standing: Standing) -> str:
     late = overdue(standing)
     return f"; OVERDUE by {late:.0f} s" if late else ""
@@ -182,15 +231,24 @@ def _who(standing: Standing, state: Collecting) -> str:
     words = [f"{silo} ({_briefly(lives[silo])})" for silo in open_silos if silo in shown]
     if more := len(open_silos) - len(shown):
         words.append(f"{more} more")
-    nobody = "; nobody is heard of: does an orchestrator work?" if len(gone) == len(open_silos) > 1 else ""
-    return f"{what} from {len(open_silos)} of {len(state.asked)}: {', '.join(words)} ({count}){nobody}"
+    return f"{what} from {len(open_silos)} of {len(state.asked)}: {', '.join(words)} ({count}){_unread(lives)}"
+
+
+def _unread(lives: Mapping[str, Life]) -> str:
+    """What speaks for it that no orchestrator works."""
+    longest = max((found.unread for found in lives.values() if found.unread is not None), default=0.0)
+    if longest > LATE:
+        return f"; no orchestrator has read what silos say for {longest:.0f} s: does one work?"
+    if len(lives) > 1 and all(found.gone for found in lives.values()):
+        return "; nobody is heard of: does an orchestrator work?"
+    return ""
 
 
 def _briefly(found: Life) -> str:
     if not found.gone:
         return f"{found.words}, {found.seconds:.0f} s"
     was = f", was {found.doing}" if found.doing else ", nothing since it was asked"
-    return f"gone since {found.heard_at:%H:%M:%S}, {found.silent:.0f} s ago{was}"
+    return f"{found.lost} since {found.heard_at:%H:%M:%S}, {found.silent:.0f} s ago{was}"
 
 
 def _what_then(state: Collecting) -> str:

@@ -1,6 +1,7 @@
 """Where an experiment stands, read from the store alone.
 
-Only reading lives here; `wording` says it. Nothing is asked of any process, so it works while all of them are down.
+Only reading lives here; `wording` says it. Nothing is asked of any process, so it works while all of them are down. A
+document that cannot be read costs what it says, and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from messages import names
 from messages.ports import Store
 from orchestrator.cli.terminal import Complaint
-from orchestrator.documents import Presence, Retained
+from orchestrator.documents import ExperimentDocument, Presence, Retained
 from orchestrator.experiment.effects import RecordRound
 from orchestrator.experiment.state import (
     Aggregating,
@@ -30,6 +31,32 @@ from orchestrator.store import Documents
 
 AT_ONCE = 16
 """Documents read at the same time."""
+EXPERIMENTS_AT_ONCE = 4
+CANNOT_BE_READ = "cannot be read: it is by a later version of Silobus, so use that one, or it is damaged."
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What a silo has said and no orchestrator has read; looked for by `listening`."""
+
+    since: datetime | None = None
+    """When the oldest sign of life of it was sent; None: there is none. An answer may be read for long, a sign not."""
+    said: Presence | None = None
+    """What the silo is known to do from it; None: nothing waits."""
+    answers: Mapping[tuple[str, int], datetime] = field(default_factory=dict)
+    """When answers were sent that wait, by run and round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An experiment whose document cannot be read."""
+
+    experiment: str
+
+    @property
+    def words(self) -> str:
+        """Which document, and what to do."""
+        return f"{names.STATE}/{names.experiment_blob(self.experiment)} {CANNOT_BE_READ}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +70,10 @@ class Standing:
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     retained: Retained | None = None
     """What retention deleted of the run, and whether it is held; None: neither was ever so."""
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    """Of silos whose queues were looked into; what they said is in `presence`, too."""
+    unreadable: tuple[str, ...] = ()
+    """Documents that are left out here, since they cannot be read."""
 
     @property
     def run(self) -> Run | None:
@@ -71,35 +102,80 @@ class Reader:
         self._records: dict[str, dict[int, RoundRecord]] = {}
 
     async def read(self, experiment: str) -> Standing | None:
-        """None when there is no experiment of that name."""
-        try:
-            loaded = await self._documents.load(experiment)
-        except ValidationError:
-            raise Complaint(f"The state of {experiment} is by another version of Silobus; use that one.") from None
-        if loaded.document is None:
-            return None
-        state = loaded.document.state
-        if isinstance(state, Tombstone):
-            return Standing(experiment, state, {}, {})
-        records = await self._rounds(state.run.id)
-        for numbered in loaded.document.outbox:  # a round that was over just now may not have its own document yet
-            if isinstance(numbered.effect, RecordRound) and numbered.effect.record.run == state.run.id:
-                records[numbered.effect.record.round] = numbered.effect.record
-        silos = Standing(experiment, state, {}, {}).silos
-        presence, (retained, etag) = await self.presence(silos), await self._documents.retained(state.run.id)
-        records = dict(sorted(records.items()))
-        return Standing(experiment, state, records, presence, retained=retained if etag else None)
+        """None when there is no experiment of that name. Raises Complaint when its document cannot be read."""
+        found = await self._load(experiment)
+        if isinstance(found, Unreadable):
+            raise Complaint(found.words)
+        return None if found is None else await self._standing(experiment, found)
 
     async def experiments(self) -> list[str]:
         """Every name that was ever used."""
-        return await Documents(self._store).experiments()
+        return await self._documents.experiments()
 
-    async def presence(self, silos: Iterable[str]) -> dict[str, Presence]:
-        """The last signs of life, of silos that ever gave one."""
-        return await self._documents.presences(silos)
+    async def overview(self) -> list[Standing | Unreadable]:
+        """All that there ever were, by name: those that go on as by `read`, and those over by their document alone."""
+        gate = asyncio.Semaphore(EXPERIMENTS_AT_ONCE)
 
-    async def _rounds(self, run: str) -> dict[int, RoundRecord]:
+        async def one(name: str) -> Standing | Unreadable | None:
+            async with gate:
+                match await self._load(name):
+                    case ExperimentDocument(state=Ended() as ended):
+                        return Standing(name, ended, {}, {})
+                    case ExperimentDocument() as document:
+                        return await self._standing(name, document)
+                    case found:
+                        return found
+
+        found = await asyncio.gather(*(one(name) for name in await self.experiments()))
+        return [standing for standing in found if standing is not None]
+
+    async def presence(self, silos: Iterable[str]) -> tuple[dict[str, Presence], list[str]]:
+        """The last signs of life, of silos that ever gave one; and those documents of them that cannot be read."""
+        found: dict[str, Presence] = {}
+        unreadable: list[str] = []
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(silo: str) -> None:
+            async with gate:
+                try:
+                    presence = await self._documents.presence(silo)
+                except ValidationError:
+                    unreadable.append(f"{names.STATE}/{names.presence_blob(silo)}")
+                else:
+                    if presence is not None:
+                        found[silo] = presence
+
+        await asyncio.gather(*(one(silo) for silo in silos))
+        return found, sorted(unreadable)
+
+    async def _load(self, experiment: str) -> ExperimentDocument | Unreadable | None:
+        try:
+            return (await self._documents.load(experiment)).document
+        except ValidationError:
+            return Unreadable(experiment)
+
+    async def _standing(self, experiment: str, document: ExperimentDocument) -> Standing:
+        state = document.state
+        if isinstance(state, Tombstone):
+            return Standing(experiment, state, {}, {})
+        records, unreadable = await self._rounds(state.run.id)
+        for numbered in document.outbox:  # a round that was over just now may not have its own document yet
+            if isinstance(numbered.effect, RecordRound) and numbered.effect.record.run == state.run.id:
+                records[numbered.effect.record.round] = numbered.effect.record
+        presence, more = await self.presence(Standing(experiment, state, {}, {}).silos)
+        unreadable += more
+        retained = None
+        try:
+            said, etag = await self._documents.retained(state.run.id)
+            retained = said if etag else None
+        except ValidationError:
+            unreadable.append(f"{names.STATE}/{names.retained_blob(state.run.id)}")
+        records = dict(sorted(records.items()))
+        return Standing(experiment, state, records, presence, retained=retained, unreadable=tuple(unreadable))
+
+    async def _rounds(self, run: str) -> tuple[dict[int, RoundRecord], list[str]]:
         known = self._records.setdefault(run, {})
+        unreadable: list[str] = []
         prefix = names.round_blob(run, 0).rpartition("/")[0] + "/"
         there = [
             int(info.name.removeprefix(prefix).removesuffix(".json"))
@@ -109,9 +185,13 @@ class Reader:
 
         async def read(number: int) -> None:
             async with gate:
-                record = await self._documents.round_record(run, number)
-                if record is not None:
-                    known[number] = record
+                try:
+                    record = await self._documents.round_record(run, number)
+                except ValidationError:
+                    unreadable.append(f"{names.STATE}/{names.round_blob(run, number)}")
+                else:
+                    if record is not None:
+                        known[number] = record
 
         await asyncio.gather(*(read(number) for number in there if number not in known))
-        return dict(known)
+        return dict(known), sorted(unreadable)

@@ -1,4 +1,7 @@
-"""`silobus status` and `silobus model`: where experiments stand, and their weights. Asks the store, and no process."""
+"""`silobus status` and `silobus model`: where experiments stand, and their weights. Asks the store, and no process.
+
+Only where it seems that a silo is gone, the silo's queue is asked, too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,10 +20,12 @@ from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
 from orchestrator.cli.kept import kept
-from orchestrator.cli.standing import Reader, Standing
+from orchestrator.cli.listening import Listening
+from orchestrator.cli.standing import CANNOT_BE_READ, Reader, Standing, Unreadable
 from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
 from orchestrator.cli.wording import (
     as_json,
+    in_brief,
     last_answer,
     last_seen,
     latest_metrics,
@@ -50,8 +55,9 @@ async def status(
             await _overview(federation, reader, json=json)
             return
         standing = await reader.read(experiment)
-    if standing is None:
-        raise unknown(experiment)
+        if standing is None:
+            raise unknown(experiment)
+        [standing] = await Listening(federation).told([standing])
     if json:
         say_json(as_json(standing))
     else:
@@ -105,33 +111,42 @@ async def download(store: Store, blob: str, sha256: str, output: Path) -> None:
 
 
 async def _overview(federation: Federation, reader: Reader, *, json: bool) -> None:
-    standings = [s for name in await reader.experiments() if (s := await reader.read(name)) is not None]
-    presence = await reader.presence(federation.silos)
+    found = await reader.overview()
+    live = [s for s in found if isinstance(s, Standing) and not s.is_over]
+    told = {s.experiment: s for s in await Listening(federation).told(live)}
+    presence, unreadable = await reader.presence(federation.silos)
     seen: dict[str, datetime | None] = {}
     for silo in federation.silos:
-        signs = [sign for s in standings if (sign := last_seen(s, silo)) is not None]
+        signs = [sign for s in told.values() if (sign := last_seen(s, silo)) is not None]
         seen[silo] = max([*signs, *([presence[silo].seen_at] if silo in presence else [])], default=None)
     if json:
         silos = {silo: {"last_sign_of_life": sign} for silo, sign in seen.items()}
-        say_json({"experiments": [as_json(standing) for standing in standings], "silos": silos})
+        experiments = [as_json(told[s.experiment]) if s.experiment in told else _in_brief(s) for s in found]
+        say_json({"experiments": experiments, "silos": silos, "unreadable": unreadable})
         return
     columns = ("experiment", "status", "round", "of", "waits for, or why it ended")
-    rows = [
-        (
-            s.experiment,
-            status_of(s),
-            round_of(s),
-            s.run.request.rounds if s.run else None,
-            waiting_for(s) or reason_of(s),
-        )
-        for s in standings
-    ]
+    rows = [_row(told.get(s.experiment, s)) for s in found]
     if rows:
         console().print(table(columns, rows, numbers=("round", "of")))
     else:
         say("No experiments yet. `silobus start FILE` starts one.")
     rows_seen = [(silo, sign or "never") for silo, sign in seen.items()]
     console().print(table(("silo", "last sign of life"), rows_seen))
+    for name in unreadable:
+        say(f"{name} {CANNOT_BE_READ}")
+
+
+def _in_brief(found: Standing | Unreadable) -> dict[str, Any]:
+    if isinstance(found, Unreadable):
+        return {"experiment": found.experiment, "status": "unreadable", "reason": found.words}
+    return in_brief(found)
+
+
+def _row(found: Standing | Unreadable) -> tuple[Any, ...]:
+    if isinstance(found, Unreadable):
+        return found.experiment, "unreadable", None, None, found.words
+    rounds = found.run.request.rounds if found.run else None
+    return found.experiment, status_of(found), round_of(found), rounds, waiting_for(found) or reason_of(found)
 
 
 def _detail(standing: Standing) -> None:
@@ -153,6 +168,8 @@ def _detail(standing: Standing) -> None:
         say(f"checks       {checked.bounds(run.request.checks)}")
     if found_kept := kept(standing.retained):
         say(f"kept         {found_kept}")
+    for name in standing.unreadable:
+        say(f"left out     {name} {CANNOT_BE_READ}")
     for name, value in latest_metrics(standing).items():
         say(f"{name:<12} {shown(value)}")
     for name, found in models(run).items():

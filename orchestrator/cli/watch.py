@@ -18,7 +18,8 @@ from rich.text import Text
 
 from orchestrator.cli.awaiting import life_of, waiting_for
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
-from orchestrator.cli.standing import Reader, Standing
+from orchestrator.cli.listening import Listening
+from orchestrator.cli.standing import CANNOT_BE_READ, Reader, Standing
 from orchestrator.cli.terminal import command, console, say, shown, table
 from orchestrator.cli.wording import (
     history,
@@ -45,12 +46,13 @@ async def watch(experiment: Experiment, directory: Dir = None, config: Config = 
 
 async def follow(federation: Federation, experiment: str) -> None:
     """Shows it until it has ended; raises Exit(1) unless it completed."""
-    reader = Reader(federation.store)
+    reader, listening = Reader(federation.store), Listening(federation)
     if await reader.read(experiment) is None:
         raise unknown(experiment)
 
     async def read() -> Standing | None:
-        return await reader.read(experiment)
+        standing = await reader.read(experiment)
+        return None if standing is None else (await listening.told([standing]))[0]
 
     standing = await show(read, federation.watch_interval)
     if status_of(standing) != "completed":
@@ -94,6 +96,7 @@ class Lines:
         lines = [self._start(standing)]
         over = [row for row in history(standing) if row["metrics"] or standing.is_over]
         lines += [f"round {row['round']}: {_row(row)}" for row in over]
+        lines += [f"left out: {name} {CANNOT_BE_READ}" for name in standing.unreadable]
         lines += self._heard(standing)
         if status_of(standing) != "running":
             lines.append(_end(standing))
@@ -112,7 +115,7 @@ class Lines:
             at = f"{found.heard_at:%Y-%m-%d %H:%M:%S} UTC"
             if found.gone:
                 was = f"last heard of at {at}, {found.doing}" if found.doing else f"not heard of since {at}"
-                line = f"{silo}: gone, {was}, in round {state.round}"
+                line = f"{silo}: {found.lost}, {was}, in round {state.round}"
                 if line not in self._said:
                     lines += [line, f"waiting for {waiting_for(standing)}"]
             elif silo in self._gone:

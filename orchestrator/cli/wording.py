@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from messages import names
 from messages.schemas import Purpose
 from orchestrator.cli import checked, kept
-from orchestrator.cli.awaiting import in_open_round, life, overdue, waiting_for
+from orchestrator.cli.awaiting import in_open_round, life, overdue, summing_for, waiting_for
 from orchestrator.cli.keeping_up import numbers, stragglers
 from orchestrator.cli.standing import Standing
 from orchestrator.cli.terminal import Complaint
@@ -173,8 +173,8 @@ def _model(run: str, model: Model) -> dict[str, Any]:
     return {"round": model.round, "sha256": sha256, "bytes": model.payload.bytes, "blob": blob}
 
 
-def as_json(standing: Standing) -> dict[str, Any]:
-    """Everything, for scripts."""
+def in_brief(standing: Standing) -> dict[str, Any]:
+    """What the experiment's own document tells, for scripts."""
     run = standing.run
     return {
         "experiment": standing.experiment,
@@ -184,21 +184,31 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "round": round_of(standing),
         "rounds": run.request.rounds if run else None,
         "phase": standing.state.phase,
+        "reason": reason_of(standing),
+        "started_at": run.started_at if run else None,
+        "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,
+        "models": models(run),
+    }
+
+
+def as_json(standing: Standing) -> dict[str, Any]:
+    """Everything, for scripts."""
+    run = standing.run
+    return {
+        **in_brief(standing),
         "purpose": standing.state.purpose.value if isinstance(standing.state, Collecting | Paused) else None,
         "announcement": standing.state.announcement if isinstance(standing.state, Collecting) else None,
         "waiting_for": waiting_for(standing),
         "overdue": overdue(standing),
-        "reason": reason_of(standing),
-        "started_at": run.started_at if run else None,
-        "ended_at": standing.state.ended_at if isinstance(standing.state, Ended) else None,
+        "summing_for": summing_for(standing),
         "quorum": _quorum(standing),
         "seed": run.seed if run else None,
         "asked": list(standing.state.asked) if isinstance(standing.state, Collecting) else None,
         "silos": {silo: _silo(standing, silo) for silo in standing.silos},
         "metrics": latest_metrics(standing),
-        "models": models(run),
         "retention": kept.as_json(standing.retained),
         "history": history(standing),
+        "unreadable": list(standing.unreadable),
     }
 
 

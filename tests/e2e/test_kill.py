@@ -19,7 +19,8 @@ import pytest
 
 from messages import names
 from messages.schemas import SiloHeartbeat
-from messages.transport.directory import DirectoryStore
+from orchestrator.cli.federation import reach
+from orchestrator.cli.listening import Listening
 from orchestrator.cli.standing import Reader
 from orchestrator.cli.wording import as_json
 from orchestrator.experiment.state import Ended
@@ -287,9 +288,10 @@ def status(federation: Federation, experiment: str) -> dict[str, Any]:
     """What `silobus status EXPERIMENT --json` says."""
 
     async def read() -> dict[str, Any]:
-        standing = await Reader(DirectoryStore(federation.folder.store)).read(experiment)
-        assert standing is not None
-        return as_json(standing)
+        async with reach(None, federation.folder.operator) as reached:
+            standing = await Reader(reached.store).read(experiment)
+            assert standing is not None
+            return as_json((await Listening(reached).told([standing]))[0])
 
     return asyncio.run(read())
 

@@ -7,15 +7,17 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from messages import names
 from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat, SiloHello
+from messages.transport.directory import DirectoryStore
 from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.keeping_up import stragglers
-from orchestrator.cli.standing import Standing
+from orchestrator.cli.standing import Standing, Unread
 from orchestrator.cli.watch import Lines, view
 from orchestrator.cli.wording import as_json, phase_of, status_of
 from orchestrator.documents import ExperimentDocument, Numbered, Presence
@@ -43,6 +45,9 @@ from orchestrator.experiment.step import step
 from orchestrator.store import Documents, Loaded
 from tests.unit.cli.conftest import Federation, run
 from tests.unit.experiment.given import RUN, T0, after, aggregated, aggregating, at, compared, training, update, weights
+
+LOOKED = {silo: Unread() for silo in ("east", "north", "south", "s299")}
+"""Their queues were looked into, and nothing waits there."""
 
 ENDED = Ended(
     run=training().run.model_copy(update={"model": Model(round=2, payload=weights("two"))}),
@@ -87,7 +92,7 @@ def record(number: int, *, loss: float, silos: tuple[str, ...] = ("east", "north
 
 
 def standing(state: State, *records: RoundRecord) -> Standing:
-    return Standing("exp", state, {r.round: r for r in records}, {}, at(60))
+    return Standing("exp", state, {r.round: r for r in records}, {}, at(60), unread=LOOKED)
 
 
 def beating(silo: str, second: float, *, seen: float | None = None) -> Presence:
@@ -106,7 +111,7 @@ def test_an_answer_is_a_sign_of_life() -> None:
 
     def signs(state: State | None, *records: RoundRecord) -> dict[str, object]:
         assert state is not None
-        said = as_json(Standing("exp", state, {r.round: r for r in records}, presence, at(60)))
+        said = as_json(Standing("exp", state, {r.round: r for r in records}, presence, at(60), unread=LOOKED))
         return {silo: row["last_sign_of_life"] for silo, row in said["silos"].items()}
 
     assert signs(answered) == {"east": at(40), "north": at(30), "south": None}
@@ -123,14 +128,14 @@ def test_an_answer_is_a_sign_of_life() -> None:
     ],
 )
 def test_work_that_is_silent_is_not_said_to_go_on(now: float, seen: float | None, does: str) -> None:
-    found = Standing("exp", training(), {}, {"east": beating("east", 30, seen=seen)}, at(now))
+    found = Standing("exp", training(), {}, {"east": beating("east", 30, seen=seen)}, at(now), unread=LOOKED)
 
     said = as_json(found)["silos"]["east"]
     assert (said["state"], said["gone"], said["doing"]) == (does, does.startswith("gone"), "training")
 
 
 def test_a_silo_that_was_asked_and_never_heard_of_is_gone_too() -> None:
-    standing_at = [Standing("exp", training(), {}, {}, at(now)) for now in (45, 46)]
+    standing_at = [Standing("exp", training(), {}, {}, at(now), unread=LOOKED) for now in (45, 46)]
     assert [as_json(s)["silos"]["east"]["state"] for s in standing_at] == ["asked", "gone: no sign of life for 46 s"]
 
 
@@ -138,8 +143,9 @@ def test_how_long_a_silo_may_be_silent_is_three_of_its_own_heartbeats() -> None:
     often = beating("east", 30)
     rarely = often.model_copy(update={"heartbeats": {RUN: often.heartbeats[RUN].model_copy(update={"every": 60})}})
 
-    assert as_json(Standing("exp", training(), {}, {"east": rarely}, at(210)))["silos"]["east"]["gone"] is False
-    assert as_json(Standing("exp", training(), {}, {"east": rarely}, at(211)))["silos"]["east"]["gone"] is True
+    for now, gone in ((210, False), (211, True)):
+        found = Standing("exp", training(), {}, {"east": rarely}, at(now), unread=LOOKED)
+        assert as_json(found)["silos"]["east"]["gone"] is gone
 
 
 def test_before_its_first_heartbeat_a_silo_may_be_silent_for_three_of_those_it_announced() -> None:
@@ -147,14 +153,16 @@ def test_before_its_first_heartbeat_a_silo_may_be_silent_for_three_of_those_it_a
     there = Presence(silo="east", seen_at=at(0), hello=hello, hello_at=at(0))
 
     for now, gone in ((180, False), (181, True)):
-        said = as_json(Standing("exp", training(), {}, {"east": there}, at(now)))["silos"]["east"]
+        said = as_json(Standing("exp", training(), {}, {"east": there}, at(now), unread=LOOKED))["silos"]["east"]
         assert said["gone"] is gone
 
 
 def test_an_agent_that_is_there_is_told_from_its_training_that_stands_still() -> None:
     alive = beating("east", 30)
     sign = alive.heartbeats[RUN].model_copy(update={"stalled": True, "progress_age": 130.0})
-    found = Standing("exp", training(), {}, {"east": alive.model_copy(update={"heartbeats": {RUN: sign}})}, at(40))
+    found = Standing(
+        "exp", training(), {}, {"east": alive.model_copy(update={"heartbeats": {RUN: sign}})}, at(40), unread=LOOKED
+    )
 
     said = as_json(found)["silos"]["east"]
     assert (said["state"], said["gone"], said["stalled"]) == ("training without progress for 130 s", False, True)
@@ -165,7 +173,8 @@ def test_a_new_agent_has_as_long_as_one_that_was_just_asked() -> None:
     hello = SiloHello(instance="a" * 32, agent_version="1", policy="a" * 64, offers=[], at=T0)
     restarted = beating("east", 30).model_copy(update={"hello": hello, "hello_at": at(70), "seen_at": at(70)})
 
-    assert as_json(Standing("exp", training(), {}, {"east": restarted}, at(90)))["silos"]["east"]["state"] == "asked"
+    found = Standing("exp", training(), {}, {"east": restarted}, at(90), unread=LOOKED)
+    assert as_json(found)["silos"]["east"]["state"] == "asked"
 
 
 def test_watch_says_once_who_is_gone_and_what_is_waited_for_and_who_came_back() -> None:
@@ -173,9 +182,9 @@ def test_watch_says_once_who_is_gone_and_what_is_waited_for_and_who_came_back() 
         Lines(),
         {"east": beating("east", 30), "north": beating("north", 75), "south": beating("south", 75)},
     )
-    heard = [lines.new(Standing("exp", training(), {}, presence, at(now))) for now in (70, 80, 82)]
+    heard = [lines.new(Standing("exp", training(), {}, presence, at(now), unread=LOOKED)) for now in (70, 80, 82)]
     back = {**presence, "east": beating("east", 90)}
-    heard += [lines.new(Standing("exp", training(), {}, back, at(95)))]
+    heard += [lines.new(Standing("exp", training(), {}, back, at(95), unread=LOOKED))]
 
     assert heard[0][1:] == heard[2] == []
     assert heard[1] == [
@@ -188,10 +197,11 @@ def test_watch_says_once_who_is_gone_and_what_is_waited_for_and_who_came_back() 
 
 
 def test_a_round_that_hears_of_nobody_asks_whether_an_orchestrator_works() -> None:
-    said = waiting_for(Standing("exp", training(), {}, {}, at(60)))
+    said = waiting_for(Standing("exp", training(), {}, {}, at(60), unread=LOOKED))
     assert said is not None
     assert "nobody is heard of: does an orchestrator work?" in said
-    assert "nobody" not in (waiting_for(Standing("exp", training(), {}, {"east": beating("east", 50)}, at(60))) or "")
+    heard = Standing("exp", training(), {}, {"east": beating("east", 50)}, at(60), unread=LOOKED)
+    assert "nobody" not in (waiting_for(heard) or "")
 
 
 def test_of_many_silos_those_that_are_gone_are_named() -> None:
@@ -199,7 +209,7 @@ def test_of_many_silos_those_that_are_gone_are_named() -> None:
     state = training(silos=list(silos), enrolled=silos, offering=silos)
     there = {silo: beating(silo, 50) for silo in silos[:-1]}
 
-    said = waiting_for(Standing("exp", state, {}, there, at(60)))
+    said = waiting_for(Standing("exp", state, {}, there, at(60), unread=LOOKED))
 
     assert said is not None
     assert "s299 (gone since 00:00:00, 60 s ago, nothing since it was asked), 288 more" in said
@@ -309,7 +319,7 @@ def test_a_round_waits_for_those_who_have_not_answered() -> None:
 
 @pytest.mark.parametrize(("now", "late"), [(115, None), (116, 16), (700, 600)])
 def test_a_round_that_should_be_over_says_so(now: float, late: float | None) -> None:
-    said = as_json(Standing("exp", training(), {}, {}, at(now)))
+    said = as_json(Standing("exp", training(), {}, {}, at(now), unread=LOOKED))
 
     assert said["overdue"] == late
     assert said["waiting_for"].endswith("at most)" if late is None else f"at most); OVERDUE by {late} s")
@@ -318,7 +328,7 @@ def test_a_round_that_should_be_over_says_so(now: float, late: float | None) -> 
 def test_the_end_of_the_grace_counts_where_there_is_one() -> None:
     state = training().model_copy(update={"grace_until": at(20)})
 
-    assert as_json(Standing("exp", state, {}, {}, at(50)))["overdue"] == 30
+    assert as_json(Standing("exp", state, {}, {}, at(50), unread=LOOKED))["overdue"] == 30
 
 
 def test_a_round_that_was_announced_again_and_a_pause_that_was_asked_for_are_said() -> None:
@@ -403,11 +413,37 @@ def test_without_a_name_every_experiment_and_every_silo_is_listed(silobus: Feder
     assert "never" in silobus("status").stdout
 
     run(Documents(silobus.store).change_presence("south", lambda _: beating("south", 30)))
-    silobus.save("done", ENDED)
-    run(Documents(silobus.store).record_round(record(2, loss=0.9)))
     said = json.loads(silobus("status", "--json").stdout)
     signs = {silo: row["last_sign_of_life"] for silo, row in said["silos"].items()}
-    assert signs == {"east": T0.isoformat(), "north": T0.isoformat(), "south": at(30).isoformat()}
+    assert signs == {"east": None, "north": None, "south": at(30).isoformat()}
+
+
+def test_what_has_ended_is_listed_by_its_document_alone(silobus: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    silobus.save("done", ENDED)
+    silobus.save("exp", training())
+    for state in (ENDED, training()):
+        run(Documents(silobus.store).record_round(record(state.round - 1, loss=0.9)))
+    read, asked = DirectoryStore.read, []
+
+    async def noted(store: DirectoryStore, container: str, name: str, **more: Any) -> Any:
+        asked.append(name)
+        return await read(store, container, name, **more)
+
+    monkeypatch.setattr(DirectoryStore, "read", noted)
+    rows = {row["experiment"]: row for row in json.loads(silobus("status", "--json").stdout)["experiments"]}
+
+    assert rows["done"]["reason"] == "All 2 rounds are done."
+    assert rows["done"]["models"]["last"]["round"] == 2
+    assert "history" not in rows["done"]
+    assert "history" in rows["exp"]
+    assert "All 2 rounds are done." in silobus("status").stdout
+    silobus.save("exp", ENDED)
+    asked.clear()
+    silobus("status")
+    assert [name for name in asked if not name.startswith("presence/")] == [
+        names.experiment_blob("done"),
+        names.experiment_blob("exp"),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("watch",), ("model", "-o", "/tmp/never")])
@@ -436,7 +472,7 @@ def test_watch_ends_with_the_run_and_says_how(silobus: Federation) -> None:
 def test_each_line_is_said_once() -> None:
     lines = Lines()
 
-    begun = Standing("exp", training(2), {1: record(1, loss=0.9)}, {}, at(30))
+    begun = Standing("exp", training(2), {1: record(1, loss=0.9)}, {}, at(30), unread=LOOKED)
     first, again = lines.new(begun), lines.new(begun)
     then = lines.new(standing(ENDED, record(1, loss=0.9), record(2, loss=0.5)))
 

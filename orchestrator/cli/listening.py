@@ -1,0 +1,140 @@
+"""What silos have said and no orchestrator has read: looked for in their queues, where the store tells of no life.
+
+An agent says what it does whether or not anybody reads it, so silence in the store alone does not mean that it is gone.
+Looking locks nothing. Where the bus does not answer, what is known stays what the store says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from messages import names
+from messages.codec import FromSilo, decode
+from messages.errors import Poison, SilobusError
+from messages.ports import Bus, Delivery
+from messages.schemas import RoundDeclined, SiloHeartbeat, SiloHello, TrainingFailed, UpdatePublished
+from orchestrator.cli.awaiting import quiet_silos
+from orchestrator.cli.federation import Federation
+from orchestrator.cli.standing import Standing, Unread
+from orchestrator.documents import Presence
+
+PATIENCE: Final = 5.0
+"""Seconds that all the queues together may take to answer."""
+AGAIN: Final = 5.0
+"""Seconds until a queue is looked into again."""
+AT_ONCE: Final = 16
+PAGE: Final = 100
+
+
+class Listening:
+    """Looks into the queues of silos that seem silent, for as long as somebody watches."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._heard: dict[str, tuple[float, Unread | None]] = {}
+        """By silo: when it was asked for, and what was there; None where the bus did not say."""
+
+    async def told(self, standings: Sequence[Standing]) -> list[Standing]:
+        """The same, with what waits to be read of silos that are awaited and silent."""
+        await self._look({silo for standing in standings for silo in quiet_silos(standing)})
+        found = {silo: unread for silo, (_, unread) in self._heard.items() if unread is not None}
+        return [with_unread(standing, found) for standing in standings]
+
+    async def _look(self, silos: Iterable[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [silo for silo in silos if silo not in self._heard or now - self._heard[silo][0] > AGAIN]
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(silo: str) -> None:
+            self._heard[silo] = now, None
+            async with gate:
+                with contextlib.suppress(SilobusError):  # no such queue, no right, no bus: then it is not known
+                    self._heard[silo] = now, await unread_of(self._federation.bus, silo)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(one(silo) for silo in due))
+
+
+async def unread_of(bus: Bus, silo: str) -> Unread:
+    """What waits in its queue: the oldest and the newest of it, since days of signs of life may have piled up."""
+    queue = names.from_silo(silo)
+    first = await bus.peek(queue, count=PAGE)
+    found = [*first, *(await _last(bus, queue, first))]
+    said = [(message, delivery.enqueued_at) for delivery in found if (message := _decoded(delivery)) is not None]
+    signs = sorted(at for message, at in said if isinstance(message, SiloHeartbeat | SiloHello))
+    answers = [(m, at) for m, at in said if isinstance(m, UpdatePublished | RoundDeclined | TrainingFailed)]
+    said_so_far: Presence | None = None
+    for message, at in sorted(said, key=lambda one: one[1]):
+        said_so_far = _joined(said_so_far, _alone(silo, message, at))
+    return Unread(
+        since=signs[0] if signs else None,
+        said=said_so_far,
+        answers={(message.run, message.round): at for message, at in reversed(answers)},
+    )
+
+
+async def _last(bus: Bus, queue: str, page: Sequence[Delivery]) -> Sequence[Delivery]:
+    """The page with the last message; in strides that grow, and shrink where there is nothing any more."""
+    stride = PAGE
+    while len(page) == PAGE:
+        further = await bus.peek(queue, count=PAGE, from_sequence_number=page[-1].sequence_number + stride)
+        if further:
+            page, stride = further, stride * 2
+        elif stride > 1:
+            stride = max(1, stride // 4)
+        else:
+            break
+    return page
+
+
+def _decoded(delivery: Delivery) -> FromSilo | None:
+    try:
+        message: FromSilo = decode(
+            delivery.body, SiloHello, UpdatePublished, RoundDeclined, TrainingFailed, SiloHeartbeat
+        )
+    except Poison:
+        return None
+    return message
+
+
+def _alone(silo: str, message: FromSilo, at: datetime) -> Presence:
+    """What this message alone tells of its silo."""
+    match message:
+        case SiloHello():
+            return Presence(silo=silo, seen_at=at, hello=message, hello_at=at)
+        case SiloHeartbeat(run=run):
+            return Presence(silo=silo, seen_at=at, heartbeats={run: message}, heartbeats_at={run: at})
+        case _:
+            return Presence(silo=silo, seen_at=at)
+
+
+def with_unread(standing: Standing, unread: dict[str, Unread]) -> Standing:
+    """The standing as it would be had an orchestrator read that."""
+    presence = dict(standing.presence)
+    for silo, found in unread.items():
+        if found.said is not None:
+            presence[silo] = _joined(presence.get(silo), found.said)
+    return replace(standing, presence=presence, unread=unread)
+
+
+def _joined(known: Presence | None, said: Presence) -> Presence:
+    """The newest of both."""
+    if known is None:
+        return said
+    times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
+    newer = {run: at for run, at in said.heartbeats_at.items() if run not in times or times[run] < at}
+    greets = said.hello_at is not None and (known.hello_at is None or known.hello_at < said.hello_at)
+    return known.model_copy(
+        update={
+            "seen_at": max(known.seen_at, said.seen_at),
+            "heartbeats": {**known.heartbeats, **{run: said.heartbeats[run] for run in newer}},
+            "heartbeats_at": {**times, **newer},
+            **({"hello": said.hello, "hello_at": said.hello_at} if greets else {}),
+        }
+    )
