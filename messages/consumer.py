@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar, final
 
 from messages import names
 from messages.errors import Duplicate, Forbidden, LockLost, NotFound, Poison, Stale, Transient
+from messages.locks import Locks, about
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
 from messages.retry import Waits, retry_transient
@@ -91,7 +92,7 @@ class Consumer:
         self._slots = asyncio.Semaphore(concurrency or 2**31)
         self._waits = waits or Waits()
         self._receive_wait, self._grace, self._probe_every = receive_wait, grace, probe_every
-        self._lock_ceiling, self._aside = lock_ceiling, aside
+        self._locks, self._aside = Locks(bus, clock, ceiling=lock_ceiling), aside
         self._reached_at: datetime | None = None
         self._worked_at = clock.now()
         self._held: dict[asyncio.Task[None], Delivery] = {}
@@ -179,13 +180,13 @@ class Consumer:
 
     async def _take_care_of(self, delivery: Delivery) -> None:
         lost = asyncio.Event()
-        renewing = asyncio.create_task(self._keep_locked(delivery, lost), name=f"lock of {delivery.message_id}")
+        renewing = asyncio.create_task(self._locks.keep(delivery, lost), name=f"lock of {delivery.message_id}")
         try:
             await self._handle(delivery, lost)
         except _Stopping:
             await self._abandon(delivery)
         except LockLost:
-            _log.info("message.lock-lost", **_ids(delivery))
+            _log.info("message.lock-lost", **about(delivery))
         except Exception as bug:  # noqa: BLE001  # one message never stops the process
             self._note_bug(delivery, bug)
         finally:
@@ -233,7 +234,7 @@ class Consumer:
         try:
             await self._try(delivery, lambda: self._handler(delivery))
         except (Stale, Duplicate) as over:
-            _log.debug("message.over", **_ids(delivery), because=str(over))
+            _log.debug("message.over", **about(delivery), because=str(over))
         except (Poison, LockLost, _Stopping) as error:
             return error
         except Exception as bug:  # noqa: BLE001  # one message never stops the process
@@ -245,7 +246,7 @@ class Consumer:
         self._bugs[_matter(delivery)] = _where(bug)
         if len(self._bugs) > 1000:
             self._bugs.pop(next(iter(self._bugs)))
-        _log.exception("message.bug", **_ids(delivery))
+        _log.exception("message.bug", **about(delivery))
 
     async def _made_room(self, delivery: Delivery, work: _Work | None) -> bool:
         """Whether a message near its limit may go, since nothing speaks against it and nothing is lost with it."""
@@ -263,7 +264,7 @@ class Consumer:
         except Poison:
             return False
         if made:
-            _log.info("message.made-room", **_ids(delivery))
+            _log.info("message.made-room", **about(delivery))
         return made
 
     async def _reject(self, delivery: Delivery, poison: Poison, *, last: bool = False) -> None:
@@ -276,9 +277,9 @@ class Consumer:
         except Exception:
             if not last:
                 raise
-            _log.exception("message.bug", **_ids(delivery))
+            _log.exception("message.bug", **about(delivery))
         reason, description = poison.reason, poison.description
-        _log.warning("message.dead-lettered", **_ids(delivery), reason=reason, description=description)
+        _log.warning("message.dead-lettered", **about(delivery), reason=reason, description=description)
         await self._settle(delivery, lambda: self._bus.dead_letter(delivery, reason=reason, description=description))
 
     def _delivered_too_often(self, delivery: Delivery) -> Poison:
@@ -304,7 +305,7 @@ class Consumer:
 
         def note(error: Transient, failures: int, wait: float) -> None:
             log = _log.warning if failures == 1 else _log.debug
-            log("message.retrying", **_ids(delivery), failures=failures, wait=round(wait, 3), error=str(error))
+            log("message.retrying", **about(delivery), failures=failures, wait=round(wait, 3), error=str(error))
             if failures > 1 and self._concluded == concluded_before:
                 self._dependencies_up.clear()
 
@@ -321,39 +322,15 @@ class Consumer:
         try:
             await retry_transient(settle, clock=self._clock, waits=self._waits, attempts=10)
         except (Transient, Forbidden) as error:
-            _log.warning("message.not-settled", **_ids(delivery), error=str(error))
+            _log.warning("message.not-settled", **about(delivery), error=str(error))
 
     async def _abandon(self, delivery: Delivery) -> None:
         try:
             await self._bus.abandon(delivery)
         except (LockLost, Transient) as error:
-            _log.info("message.not-abandoned", **_ids(delivery), error=str(error))
+            _log.info("message.not-abandoned", **about(delivery), error=str(error))
         except Exception:  # noqa: BLE001  # stopping goes on
-            _log.exception("message.not-abandoned", **_ids(delivery))
-
-    async def _keep_locked(self, delivery: Delivery, lost: asyncio.Event) -> None:
-        """Renews at half of what is left of the lock. Losing it is normal; whoever handles the message goes on."""
-        until, reached = delivery.locked_until, True
-        while until is not None:
-            left = (until - self._clock.now()).total_seconds()
-            wait = min(max(left / 2, 0.2), self._lock_ceiling) if left > 0 else 5.0
-            await self._clock.sleep(wait)
-            try:
-                until, reached = await self._bus.renew(delivery), True
-            except Transient:
-                reached = False
-            except Forbidden as error:  # a token that was refused may be the last of its kind
-                reached = False
-                _log.warning("message.not-renewed", **_ids(delivery), error=str(error))
-            except LockLost:
-                if reached:  # in spite of renewing: a clock is off, or somebody slept. The next are renewed sooner.
-                    self._lock_ceiling = max(1.0, wait / 2)
-                _log.info("message.lock-lost", **_ids(delivery))
-                lost.set()
-                return
-            except Exception:  # noqa: BLE001  # whoever handles the message goes on
-                _log.exception("message.lock-bug", **_ids(delivery))
-                return
+            _log.exception("message.not-abandoned", **about(delivery))
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
@@ -404,16 +381,6 @@ def _matter(delivery: Delivery) -> tuple[str, bytes]:
     """What is the same for a message, its redeliveries, and those that were sent in its place."""
     first, _ = names.sent_before(delivery.message_id)
     return first, delivery.body
-
-
-def _ids(delivery: Delivery) -> dict[str, object]:
-    return {
-        "queue": delivery.queue,
-        "message": delivery.message_id,
-        "kind": delivery.subject,
-        "run": delivery.correlation_id,
-        "deliveries": delivery.delivery_count + 1,
-    }
 
 
 def _where(bug: Exception) -> str:

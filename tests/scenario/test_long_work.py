@@ -23,7 +23,7 @@ from silobus.round import Round
 from tests.scenario.faults import Trouble
 from tests.scenario.test_orchestrator import world
 from tests.scenario.test_several_orchestrators import LOCK, is_exact, summing
-from tests.scenario.whole import Called, Whole
+from tests.scenario.whole import Called, Fault, Whole
 
 HOUR = 3600.0
 QUORUM = {"minimum": "all", "deadline": 7 * 86400}
@@ -56,6 +56,18 @@ class Elsewhere(Called):
         return await super().run(job)
 
 
+def bad(whole: Whole) -> Fault:
+    """A link that is down for longer than a lock lasts, ten times an hour."""
+    began = whole.clock.now()
+
+    def link(when: str, operation: str, queue: str) -> None:
+        passed = (whole.clock.now() - began).total_seconds()
+        if passed > 60 and passed % 360 < 90:
+            raise Transient("the site's link is down")
+
+    return link
+
+
 async def dead_letters(whole: Whole) -> list[str | None]:
     bus = MemoryBus(whole.broker)
     queues = names.queues(list(whole.silos))
@@ -75,14 +87,7 @@ def whole(tmp_path: Path) -> Any:
 async def test_a_training_outlives_any_number_of_locks_that_a_bad_link_loses(whole: Any) -> None:
     w = whole()
     w.runners["south"] = south = Elsewhere(w, 2)
-    began = w.clock.now()
-
-    def link(when: str, operation: str, queue: str) -> None:
-        passed = (w.clock.now() - began).total_seconds()
-        if passed > 60 and passed % 360 < 90:
-            raise Transient("the site's link is down")
-
-    w.links["south"] = link
+    w.links["south"] = bad(w)
     await w.run(quorum=QUORUM)
     assert south.began == 1, "what came again began it once more"
     assert await dead_letters(w) == []
@@ -194,13 +199,8 @@ async def test_a_bug_of_work_whose_message_went_is_told_to_the_run(whole: Any) -
             await super().run(job)
             raise ZeroDivisionError
 
-    w.runners["south"] = Breaks(w, 0.5)
-
-    def link(when: str, operation: str, queue: str) -> None:
-        if operation == "renew":
-            raise Transient("locks are not renewed")
-
-    w.links["south"] = link
+    w.runners["south"] = Breaks(w, 1.5)
+    w.links["south"] = bad(w)
     with pytest.raises(AssertionError, match="south: declined: agent-fault"):
         await w.run(quorum=QUORUM)
     assert await dead_letters(w) == []
