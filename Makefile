@@ -16,6 +16,9 @@ STAMP := .venv/.installed
 CODE := messages orchestrator silo_agent silobus servicebus_emulator examples benchmarks deploy tests
 TOOLS := dist/tools
 
+# Tests start hundreds of processes, and four workers read all of the tests: each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check guards crash-points lint format schema constraints rights sbom audit azurite test-azurite soak sdk-suite peers install clean
 .DELETE_ON_ERROR:
 

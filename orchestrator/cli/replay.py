@@ -6,19 +6,20 @@ It reads updates, which operators may not: like `reconcile` it works with the or
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from messages.rights import ORCHESTRATOR
-from orchestrator.blobs import Weights
 from orchestrator.cli.federation import Config, Dir, Experiment, reach, settings
 from orchestrator.cli.hold import RunId
 from orchestrator.cli.terminal import Complaint, Json, command, say, say_json
 from orchestrator.cli.wording import unknown
 from orchestrator.experiment.state import Run, Tombstone
-from orchestrator.replay import Replay, Replayed, Verdict
 from orchestrator.store import Documents
+
+if TYPE_CHECKING:
+    from orchestrator.replay import Replayed
 
 
 @command
@@ -32,6 +33,9 @@ async def replay(
     json: Json = False,
 ) -> None:
     """Sums stored updates again and compares the bytes with the stored weights; exit status 1 if any differ."""
+    from orchestrator.blobs import Weights  # here, since no other command needs numpy, which takes as long as all else
+    from orchestrator.replay import Replay, Verdict
+
     chosen = settings(directory, config, role=ORCHESTRATOR)
     async with reach(directory, config, role=ORCHESTRATOR) as federation:
         documents = Documents(federation.store)
@@ -69,6 +73,8 @@ async def _run(documents: Documents, experiment: str, run: str | None) -> Run:
 
 
 def _line(replayed: Replayed) -> str:
+    from orchestrator.replay import Verdict
+
     match replayed.verdict:
         case Verdict.SAME:
             told = f"same: {replayed.updates} updates make {replayed.recorded}"

@@ -86,7 +86,7 @@ def test_nothing_of_the_comparison_stays_behind(demo: Done) -> None:
 
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_in_the_middle_it_leaves_no_process(tmp_path: Path) -> None:
-    demo = start("demo", "--dir", tmp_path, "--rounds", 1000)
+    demo = start("demo", "--dir", tmp_path, "--silos", 2, "--rounds", 1000)
     try:
         store = tmp_path / "store" / "state" / "rounds"
         eventually("rounds are over", lambda: store.exists() and len(list(store.glob("*/*"))) > 2)
@@ -105,7 +105,7 @@ def test_stopped_by_ctrl_c_in_the_middle_it_leaves_no_process(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_killed_outright_it_leaves_no_process_either(tmp_path: Path) -> None:
-    demo = start("demo", "--dir", tmp_path, "--rounds", 1000)
+    demo = start("demo", "--dir", tmp_path, "--silos", 1, "--rounds", 1000)
     try:
         store = tmp_path / "store" / "state" / "rounds"
         eventually("rounds are over", lambda: store.exists() and len(list(store.glob("*/*"))) > 1)

@@ -1,4 +1,4 @@
-"""Every bad day of the bus: with each fault alone, and with all at once, twenty rounds come out exactly right.
+"""Every bad day of the bus: with each fault alone, and with all at once, every round comes out exactly right.
 
 `north`, `south` and `east` add exactly 3 to all weights in a round, so a message lost or counted twice would be seen in
 the weights. Nobody restarts anything: what a fault breaks, the processes mend themselves.
@@ -16,11 +16,11 @@ from tests.federation import THREE, Federation
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 20
+ROUNDS = 8
 EACH_ROUND = 3.0
 ALL = {"silos": [silo.name for silo in THREE], "quorum": {"minimum": "all", "deadline": 30, "reminders": 20}}
 PATIENCE = 150.0
-"""Seconds in which twenty rounds must be over, whatever happens to the bus."""
+"""Seconds in which the rounds must be over, whatever happens to the bus."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def federation() -> Iterator[Federation]:
 @pytest.fixture(autouse=True)
 def no_faults_afterwards(federation: Federation) -> Iterator[None]:
     yield
-    bus_with(federation)
+    if federation.faults:
+        bus_with(federation)
 
 
 def bus_with(federation: Federation, *faults: str) -> dict[str, int]:
@@ -46,7 +47,7 @@ def bus_with(federation: Federation, *faults: str) -> dict[str, int]:
     return {name: count for name, count in last.items() if isinstance(count, int)} if "struck" in str(last) else {}
 
 
-def twenty_rounds(federation: Federation, experiment: str, *, delay: float = 0.0) -> None:
+def exact_rounds(federation: Federation, experiment: str, *, delay: float = 0.0) -> None:
     run = federation.start_experiment(experiment, rounds=ROUNDS, hyperparameters={"delay": delay}, **ALL)
     federation.wait_for(experiment, "completed", PATIENCE)
     for number in range(1, ROUNDS + 1):
@@ -61,30 +62,30 @@ def twenty_rounds(federation: Federation, experiment: str, *, delay: float = 0.0
 @pytest.mark.parametrize(
     "fault",
     [
-        "detach=2%",
+        "detach=5%",
         "idle-detach=20%:300ms",
-        "delay=10%:50ms",
-        "server-busy=2%",
-        "drop-connection=1%",
-        "ack-lost=2%",
-        "token-expired=1%",
-        "queue-full=5%",
+        "delay=20%:50ms",
+        "server-busy=5%",
+        "drop-connection=2.5%",
+        "ack-lost=5%",
+        "token-expired=2.5%",
+        "queue-full=12%",
         "duplicate=30%",
     ],
 )
-def test_twenty_rounds_are_exact_under(federation: Federation, fault: str) -> None:
+def test_rounds_are_exact_under(federation: Federation, fault: str) -> None:
     bus_with(federation, fault)
     name = fault.partition("=")[0]
-    twenty_rounds(federation, f"under-{name}")
+    exact_rounds(federation, f"under-{name}")
     assert bus_with(federation)[name] > 0
 
 
-def test_twenty_rounds_are_exact_when_locks_end_in_the_middle_of_training(federation: Federation) -> None:
+def test_rounds_are_exact_when_locks_end_in_the_middle_of_training(federation: Federation) -> None:
     bus_with(federation, "lock-max-age=200ms")
-    twenty_rounds(federation, "under-lock-max-age", delay=0.4)
+    exact_rounds(federation, "under-lock-max-age", delay=0.4)
 
 
-def test_twenty_rounds_are_exact_under_everything_at_once(federation: Federation) -> None:
-    bus_with(federation, "all=2%", "lock-max-age=1s")
-    twenty_rounds(federation, "under-everything", delay=0.05)
+def test_rounds_are_exact_under_everything_at_once(federation: Federation) -> None:
+    bus_with(federation, "all=4%", "lock-max-age=1s")
+    exact_rounds(federation, "under-everything", delay=0.05)
     assert sum(bus_with(federation).values()) > 20

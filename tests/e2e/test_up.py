@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,9 @@ import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 from safetensors.numpy import load_file
 
+from messages.transport.directory import DirectoryStore
+from orchestrator.cli.standing import Reader
+from orchestrator.cli.wording import as_json
 from tests.e2e.command import ROOT, ask, environment, eventually, processes_of, run, start
 
 SECRET = "CANARY-of-whoever-runs-it"
@@ -32,7 +36,13 @@ class Up:
     process: subprocess.Popen[str]
 
     def status(self, experiment: str) -> Any:
-        return ask("status", experiment, "--dir", self.folder)
+        """What `silobus status --json` prints, without a process for every look; None while it is unknown."""
+
+        async def read() -> Any:
+            standing = await Reader(DirectoryStore(self.folder / "store")).read(experiment)
+            return None if standing is None else as_json(standing)
+
+        return asyncio.run(read())
 
     def pid(self, name: str) -> int:
         return int(json.loads((self.folder / "federation.json").read_text())["processes"][name])
@@ -73,13 +83,13 @@ def test_the_readme_is_true(up: Up, tmp_path: Path) -> None:
     [script] = [block for block in blocks if "ServiceBusClient" in block]
     (tmp_path / "post.py").write_text(script)
     subprocess.run([sys.executable, tmp_path / "post.py", up.connection], check=True, env=environment(), cwd=tmp_path)
-    eventually("it has begun", lambda: run("status", "bc-1", "--dir", up.folder).returncode == 0)
+    eventually("it has begun", lambda: up.status("bc-1"))
 
     watched = run("watch", "bc-1", "--dir", up.folder)
 
     assert watched.returncode == 0, watched.stderr
     assert "round 5: 2 updates" in watched.stdout
-    said = up.status("bc-1")
+    said = ask("status", "bc-1", "--dir", up.folder)
     assert said["status"] == "completed"
     assert said["metrics"]["accuracy"] > 0.85
     assert run("model", "bc-1", "-o", tmp_path / "m.safetensors", "--dir", up.folder).returncode == 0
@@ -89,7 +99,7 @@ def test_the_readme_is_true(up: Up, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pause_resume_and_cancel(up: Up) -> None:
     up.post(kind="start-experiment", experiment="long", task="breast-cancer", rounds=2000)
-    eventually("rounds go by", lambda: run("status", "long", "--dir", up.folder).returncode == 0)
+    eventually("it has begun", lambda: up.status("long"))
     eventually("rounds go by", lambda: up.status("long")["round"] > 1)
 
     assert run("pause", "long", "--dir", up.folder).returncode == 0
@@ -145,7 +155,7 @@ def test_processes_that_die_are_started_again(up: Up) -> None:
     eventually("all are back", lambda: all(up.pid(name) != pid for name, pid in before.items()))
 
     up.post(kind="start-experiment", experiment="after-1", task="breast-cancer", rounds=2)
-    eventually("it is known", lambda: run("status", "after-1", "--dir", up.folder).returncode == 0)
+    eventually("it is known", lambda: up.status("after-1"))
     eventually("it ends", lambda: up.status("after-1")["status"] in ENDED)
     assert up.status("after-1")["status"] == "completed"
 
