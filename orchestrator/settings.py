@@ -37,7 +37,7 @@ class OrchestratorSettings(Settings):
     memory_budget: Annotated[int, Field(ge=16, le=1 << 20)] = 256
     """Mebibytes that summing a round may use besides the program itself, for any size of model and number of silos."""
     max_delivery_count: Annotated[int, Field(ge=3, le=2000)] = 10
-    """That of the queues: shortly before it is reached, a message that nobody ever finished is given up as a bug."""
+    """That of the queues: shortly before it is reached, a message makes room for a new one, or is given up as a bug."""
     retention: RetentionSettings = RetentionSettings()
     """What is deleted, and when."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
