@@ -40,8 +40,9 @@ class Departure:
 
     @property
     def last_words(self) -> str:
-        """The last line that it wrote."""
-        return next((line for line in reversed(self._said().splitlines()) if line.strip()), "nothing")
+        """The last line with a word in it that it wrote."""
+        lines = (line.strip(" |") for line in reversed(self._said().splitlines()))
+        return next((line for line in lines if any(map(str.isalpha, line))), "nothing")
 
     @property
     def is_excused(self) -> bool:

@@ -88,7 +88,7 @@ FULL = "Traceback (most recent call last):\n  x\nOSError: [Errno 28] No space le
 
 
 def test_a_process_that_ended_by_itself_is_a_violation_and_its_last_words_are_told(tmp_path: Path) -> None:
-    told = heard(tmp_path, [departure(tmp_path, "the last straw\n", status=-11)]).wrong
+    told = heard(tmp_path, [departure(tmp_path, "  | the last straw\n  +----\n", status=-11)]).wrong
     assert told == ["agent-east ended by itself, with status -11: the last straw"]
     assert heard(tmp_path, [departure(tmp_path, line("agent.stopped"), status=0)]).wrong
 
