@@ -48,8 +48,9 @@ def everything_runs_afterwards(federation: Federation) -> Iterator[None]:
             federation.start(name)
     for document in (federation.folder.store / names.STATE / "experiments").iterdir():
         experiment = document.name.partition(".")[0]
-        federation.allow(experiment, ROUNDS)
-        federation.post({"kind": "cancel-experiment", "experiment": experiment})
+        if not isinstance(federation.status(experiment), Ended):
+            federation.allow(experiment, ROUNDS)
+            federation.post({"kind": "cancel-experiment", "experiment": experiment})
 
 
 def completes_exactly(federation: Federation, run: str, rounds: int = ROUNDS) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from safetensors.numpy import load_file
 from messages.transport.directory import DirectoryStore
 from orchestrator.cli.standing import Reader
 from orchestrator.cli.wording import as_json
+from silo_agent.code_digest import code_digest
 from tests.e2e.command import ROOT, ask, environment, eventually, processes_of, run, start
 
+TRAINER = ROOT / "tests" / "trainers" / "add.py"
 SECRET = "CANARY-of-whoever-runs-it"
 ENDED = {"completed", "failed", "cancelled"}
 
@@ -55,10 +58,10 @@ class Up:
             sender.send_messages(ServiceBusMessage(json.dumps(message)))
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    folder = tmp_path_factory.mktemp("up")
-    process = start("up", "--silos", 2, "--dir", folder, more={"SERVICEBUS_CONNECTION": SECRET})
+@contextmanager
+def going_up(folder: Path, *arguments: object) -> Iterator[Up]:
+    """`silobus up` until the end of the block; then nothing of it is left."""
+    process = start("up", "--dir", folder, *arguments, more={"SERVICEBUS_CONNECTION": SECRET})
     assert process.stdout is not None
     lines = []
     try:
@@ -77,8 +80,30 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """Two owners whose trainers need no torch."""
+    owners = tmp_path_factory.mktemp("owners")
+    for silo in ("north", "south"):
+        task = {
+            "command": [sys.executable, TRAINER.name],
+            "directory": str(TRAINER.parent),
+            "code": {"path": str(TRAINER), "sha256": code_digest(TRAINER)},
+            "limits": {"rounds": 10_000},
+            "outbound": {"tensors": ["*"], "dtypes": ["float32"], "max_bytes": 1000},
+        }
+        (owners / f"{silo}.yaml").write_text(json.dumps({"tasks": {"add": task}}))
+    with going_up(tmp_path_factory.mktemp("up"), "--silos-dir", owners) as running:
+        yield running
+
+
 @pytest.mark.slow
-def test_the_readme_is_true(up: Up, tmp_path: Path) -> None:
+def test_the_readme_is_true(tmp_path: Path) -> None:
+    with going_up(tmp_path / "federation", "--silos", 2) as up:
+        as_the_readme_says(up, tmp_path)
+
+
+def as_the_readme_says(up: Up, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     [script] = [block for block in blocks if "ServiceBusClient" in block]
     (tmp_path / "post.py").write_text(script)
@@ -98,7 +123,7 @@ def test_the_readme_is_true(up: Up, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pause_resume_and_cancel(up: Up) -> None:
-    up.post(kind="start-experiment", experiment="long", task="breast-cancer", rounds=2000)
+    up.post(kind="start-experiment", experiment="long", task="add", rounds=2000)
     eventually("it has begun", lambda: up.status("long"))
     eventually("rounds go by", lambda: up.status("long")["round"] > 1)
 
@@ -117,7 +142,7 @@ def test_pause_resume_and_cancel(up: Up) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_message_is_a_dead_letter_and_start_says_so(up: Up, tmp_path: Path) -> None:
-    up.post(kind="start-experiment", experiment="bad-1", task="breast-cancer", rounds="many")
+    up.post(kind="start-experiment", experiment="bad-1", task="add", rounds="many")
 
     [letter] = eventually("it is set aside", lambda: ask("dead-letters", "list", "experiments", "--dir", up.folder))
     assert "rounds" in letter["description"]
@@ -137,10 +162,9 @@ def test_a_wrong_message_is_a_dead_letter_and_start_says_so(up: Up, tmp_path: Pa
 
 @pytest.mark.slow
 def test_initial_weights_come_from_a_script(up: Up, tmp_path: Path) -> None:
-    (tmp_path / "start.yaml").write_text("{experiment: init-1, task: breast-cancer, rounds: 1}")
-    script = ROOT / "examples" / "breast_cancer" / "train.py"
+    (tmp_path / "start.yaml").write_text("{experiment: init-1, task: add, rounds: 1}")
 
-    done = run("start", tmp_path / "start.yaml", "--init", script, "--wait", "--dir", up.folder)
+    done = run("start", tmp_path / "start.yaml", "--init", TRAINER, "--wait", "--dir", up.folder)
 
     assert done.returncode == 0, done.stderr
     assert 0 not in [row["round"] for row in up.status("init-1")["history"]], "no silo was asked for a model"
@@ -154,7 +178,7 @@ def test_processes_that_die_are_started_again(up: Up) -> None:
 
     eventually("all are back", lambda: all(up.pid(name) != pid for name, pid in before.items()))
 
-    up.post(kind="start-experiment", experiment="after-1", task="breast-cancer", rounds=2)
+    up.post(kind="start-experiment", experiment="after-1", task="add", rounds=2)
     eventually("it is known", lambda: up.status("after-1"))
     eventually("it ends", lambda: up.status("after-1")["status"] in ENDED)
     assert up.status("after-1")["status"] == "completed"
