@@ -134,6 +134,16 @@ class Checks(Operator):
     """
 
     @property
+    def bounds(self) -> tuple[str, ...]:
+        """The names of those that leave updates out."""
+        named = {
+            "max_norm": self.max_norm,
+            "max_norm_ratio": self.max_norm_ratio,
+            "min_cosine": self.min_cosine,
+        }
+        return tuple(name for name, bound in named.items() if bound is not None)
+
+    @property
     def at_arrival(self) -> bool:
         """Whether something is measured of each update when it arrives."""
         return self.measure or self.max_norm is not None or self.max_norm_ratio is not None

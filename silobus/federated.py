@@ -135,6 +135,12 @@ class FederatedRound(Round):
         mine = divide(model, *self._share)
         if self._wants_control:
             _check_corrected(self._control, steps, lr)
+        if self._asked["hyperparameters"].get("proximal_mu") and not self._knows_mu:
+            raise RuntimeError(
+                f"this round wants FedProx's term (proximal_mu is {self._asked['hyperparameters']['proximal_mu']}), "
+                "and the script has none: add rnd.proximal(model) to the loss, or μ (w - x) to the gradient with μ = "
+                "rnd.proximal_mu"
+            )
         self._near = None  # its copy of the weights is not needed any more
         if not self._writes:
             return

@@ -55,6 +55,7 @@ class Round(ABC):
         self._kept: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Metric] = {}
         self._submitted: tuple[int, int] | None = None
+        self._knows_mu = False
 
     @property
     def trains(self) -> bool:
@@ -120,16 +121,26 @@ class Round(ABC):
         self._progress(None if steps is None else operator.index(steps))
 
     def proximal(self, model: Any) -> Any:
-        """What FedProx adds to the loss: `loss = loss + rnd.proximal(model)`. 0 with other strategies, and alone.
+        """What FedProx adds to the loss: `loss = loss + rnd.proximal(model)`. 0 where nobody asks for it, and alone.
 
-        It is μ/2 times the squared distance of the shared, trainable parameters from the weights received. μ is the
-        experiment's: `rnd.params["proximal_mu"]`.
+        It is μ/2 times the squared distance of the shared, trainable parameters from the weights received. μ is
+        `proximal_mu` of `rnd.params`: the strategy `fedprox` sets it, and with another an experiment may.
         """
         self._check_training("proximal()")
+        mu = self.proximal_mu
+        return self._proximal(model, mu) if mu else 0.0
+
+    @property
+    def proximal_mu(self) -> float:
+        """FedProx's μ, for training without torch that adds μ (w − x) to its gradients itself; 0: nobody asks for it.
+
+        A round that asks for it fails if its script neither reads this nor calls `proximal`: it would be FedAvg.
+        """
+        self._knows_mu = True
         mu = float(self.params.get("proximal_mu", 0.0))
         if not 0 <= mu < math.inf:
             raise ValueError(f"proximal_mu is {mu}: it is a number from 0")
-        return self._proximal(model, mu) if mu else 0.0
+        return mu
 
     def correct(self, model: Any) -> None:
         """What SCAFFOLD does to the gradients: call it after `backward()`, before each step of the optimizer.

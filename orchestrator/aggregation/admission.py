@@ -25,8 +25,8 @@ def admitted(request: StartExperiment) -> Strategy:
     """The strategy that an experiment asks for.
 
     Raises Poison `unknown-strategy`, `invalid-strategy-options`, `strategy-failed`; and where the rest of the request
-    does not go with it, `weights-without-silos`, `hyperparameter-of-strategy`. Whether its quorums are enough for the
-    strategy (`least_updates`) shows with its members.
+    does not go with it, `weights-without-silos`, `hyperparameter-of-strategy`, `checks-of-weights-only`. Whether its
+    quorums are enough for the strategy (`least_updates`) shows with its members.
     """
     asked = request.strategy
     strategy = strategy_named(asked.name, asked.options, asked.weights)
@@ -34,6 +34,7 @@ def admitted(request: StartExperiment) -> Strategy:
         _check_strategy(strategy)
         _check_weights(request)
         _check_hyperparameters(request, strategy)
+        _check_checks(request, strategy)
     return strategy
 
 
@@ -98,4 +99,16 @@ def _check_hyperparameters(request: StartExperiment, strategy: Strategy) -> None
             "hyperparameter-of-strategy",
             f"{double[0]} is what strategy {strategy.name} has silos train with. Set it by the strategy's options, and "
             "leave it out of the hyperparameters.",
+        )
+
+
+def _check_checks(request: StartExperiment, strategy: Strategy) -> None:
+    """Bounds are on the change of weights: how long an honest change of anything else is, is in no unit of theirs."""
+    checks, others = request.checks, sorted(strategy.roles.keys() - {"weights"})
+    if checks is not None and checks.bounds and others:
+        raise Poison(
+            "checks-of-weights-only",
+            f"{', '.join(checks.bounds)} would leave updates out by their weights, and whatever a silo sends as "
+            f"{others[0]} would still be summed by strategy {strategy.name}. Leave the bounds out (`measure` may stay) "
+            "or use another strategy.",
         )

@@ -176,6 +176,17 @@ def test_what_the_strategy_sets_is_not_set_twice() -> None:
     assert admitted(request("fedprox", {"mu": 0.1})).hyperparameters == {"proximal_mu": 0.1}
 
 
+@pytest.mark.parametrize("bound", [{"max_norm": 1.0}, {"max_norm_ratio": 5.0}, {"min_cosine": 0.0}])
+def test_bounds_that_would_let_a_second_role_through_are_refused(bound: dict[str, float]) -> None:
+    """Weights within them, and a control variate of 3e38 for everybody."""
+    with pytest.raises(Poison) as caught:
+        admitted(request("scaffold", checks={"measure": True, **bound}))
+    assert caught.value.reason == "checks-of-weights-only"
+    assert caught.value.description.startswith(f"{next(iter(bound))} would leave updates out by their weights")
+    assert admitted(request("scaffold", checks={"measure": True})).name == "scaffold"
+    assert admitted(request("fedavg", checks=bound)).name == "fedavg"
+
+
 def test_what_updates_bring_is_said_by_roles() -> None:
     assert list(admitted(request("scaffold")).roles) == ["weights", "control"]
     assert list(admitted(request("fedavg")).roles) == ["weights"]

@@ -208,3 +208,12 @@ def test_what_is_not_found_in_time_is_refused_and_not_published() -> None:
 def test_what_takes_for_ever_and_changes_nothing_is_no_reason_to_refuse(rows: Array) -> None:
     found = weiszfeld(distances(rows), even(len(rows)), 1e-6, 1000) @ rows
     np.testing.assert_allclose(found, rows[0], atol=2e-3)
+
+
+def test_silos_that_agree_to_the_last_bits_are_not_refused_for_what_rounding_moves() -> None:
+    """Products of large numbers tell distances no better than this: between such points the steps never end."""
+    for seed in range(40):
+        base = 3e5 * np.random.default_rng(seed).normal(size=500)
+        rows = [base, base, base, *(base + 1e-9 * np.random.default_rng(seed).normal(size=(2, 500)))]
+        found = weiszfeld(distances(np.array(rows)), even(5), 1e-6, 100)
+        assert float(found.sum()) == pytest.approx(1.0)

@@ -142,6 +142,35 @@ def test_a_script_stays_the_same_for_other_strategies_and_alone(
     assert "control" not in done.report
 
 
+def test_a_script_that_knows_nothing_of_the_term_fails_a_round_that_wants_it(given: Given, run: Run) -> None:
+    """It would be FedAvg, and nobody would notice."""
+    model = Net()
+
+    def body(rnd: silobus.Round) -> None:
+        rnd.load(model, share=SHARE)
+        rnd.submit(model, samples=8, steps=1)
+
+    with pytest.raises(RuntimeError, match=r"wants FedProx's term \(proximal_mu is 0\.5\), and the script has none"):
+        run(given(weights=shared(model), hyperparameters={"proximal_mu": 0.5}), body)
+    run(given(weights=shared(model), hyperparameters={"proximal_mu": 0}), body)
+    run(given(weights=shared(model), hyperparameters={"lr": 0.5}), body)
+
+
+def test_a_script_may_add_the_term_by_a_formula_of_its_own(given: Given, run: Run, alone: Callable[..., None]) -> None:
+    model, found = Net(), []
+
+    def body(rnd: silobus.Round) -> None:
+        rnd.load(model, share=SHARE)
+        if rnd.trains:
+            found.append(rnd.proximal_mu)
+            rnd.submit(model, samples=8, steps=1)
+
+    run(given(weights=shared(model), hyperparameters={"proximal_mu": 0.5}), body)
+    run(given(weights=shared(model)), body)
+    alone(body)
+    assert found == [0.5, 0.0, 0.0]
+
+
 def test_what_is_called_in_the_wrong_place_says_so(given: Given, run: Run) -> None:
     weights = shared(Net())
 
