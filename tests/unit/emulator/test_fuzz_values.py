@@ -239,7 +239,7 @@ def check_no_bug(caplog: pytest.LogCaptureFixture) -> None:
 common = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(common, max_examples=120)
+@settings(common, max_examples=60)
 @given(described=sections, body=values)
 @example(described={0x71: "hello"}, body=1)
 @example(described={0x74: "hello"}, body=1)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from sklearn.metrics import roc_auc_score
 
 import silobus
 from messages.schemas import MetricReport
@@ -49,6 +48,8 @@ def test_roc_counts_scores_in_equal_bins_by_class() -> None:
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_roc_is_the_auroc_whatever_the_rows_come_in(kind: Any) -> None:
+    from sklearn.metrics import roc_auc_score  # here, since every worker would have to import it for two seconds
+
     rng = random.Random(1)
     labels = [rng.randrange(2) for _ in range(400)]
     scores = [min(1.0, max(0.0, rng.gauss(0.4 + 0.2 * label, 0.2))) for label in labels]
