@@ -110,8 +110,8 @@ class _Floats:
                 for name in initial
             }
             numbers = self._strategy.step(numbers, numbers_kept)
-            for name, values in numbers_kept.items():
-                kept[name][part] = values
+            for name in initial:  # all of them: what is not written is what stood in memory before
+                kept[name][part] = numbers_kept[name]
         return anchor + numbers
 
 

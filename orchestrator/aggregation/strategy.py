@@ -125,7 +125,8 @@ class Strategy:
 
     @property
     def least(self) -> int:
-        """How many updates there have to be for it to mean anything: an experiment's quorum is at least that."""
+        """How many updates there have to be for it to mean anything. No sum is made of fewer: quorums are at least so
+        many, and a run that has fewer members pauses."""
         return 1
 
     @property
@@ -146,6 +147,9 @@ class Strategy:
     @property
     def state(self) -> Mapping[str, float]:
         """Names of what it keeps from round to round, and what each is before the first.
+
+        `step` makes it, so whoever keeps something `reads_base`. Names are blobs': lower-case letters, digits and
+        hyphens, and none that is a role's.
 
         Each has a float32 for every number in a floating tensor: half of what float64 would cost, and its rounding is
         far below what silos differ by.

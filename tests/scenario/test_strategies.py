@@ -221,6 +221,18 @@ async def test_too_few_silos_for_a_strategy_are_refused_before_any_of_them_train
         assert w.state() is None
 
 
+async def test_a_geometric_median_that_was_not_found_ends_the_run_and_is_not_published() -> None:
+    async with world(silos={"east": 2.0, "north": 3.0, "south": 9.0}) as w:
+        run = await trained(w, rounds=2, strategy={"name": "geometric-median", "options": {"iterations": 1}})
+        state, record = w.state(), w.record(run, 1)
+        assert isinstance(state, Ended)
+        assert state.outcome is RunOutcome.FAILED
+        assert "not-converged: The geometric median was not found" in state.reason
+        assert "a greater option `iterations`" in state.reason
+        assert record is not None
+        assert record.model is None
+
+
 async def test_silos_train_with_what_the_strategy_says() -> None:
     async with world() as w:
         await trained(w, rounds=1, strategy={"name": "fedprox", "options": {"mu": 0.25}}, hyperparameters={"lr": 0.1})

@@ -80,6 +80,15 @@ class Forgetful(Strategy):
     name = "forgetful"
     state = {"momentum": 0.0}
 
+class Dropping(Strategy):
+    name = "dropping"
+    state = {"momentum": 0.0}
+    reads_base = True
+
+    def step(self, change, state):
+        state.pop("momentum")
+        return change
+
 class Unmeasured(Strategy):
     name = "unmeasured"
 
@@ -120,6 +129,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         "Unmeasured",
         "Late",
         "Narrow",
+        "Dropping",
         "NoStrategy",
     ]
     names += ["Missing"]
@@ -204,6 +214,13 @@ def test_what_keeps_numbers_and_never_steps_is_refused_before_anything_is_kept()
     assert caught.value.reason == "strategy-failed"
     with pytest.raises(Poison, match="what keeps `state` says that it `reads_base`"):
         combine(strategy_named("forgetful", {}), [{"w": np.ones(4)}], base={"w": np.ones(4)})
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_a_step_does_not_hand_on_is_missed() -> None:
+    with pytest.raises(Poison, match=r"their_strategies\.Dropping failed: KeyError: 'momentum'") as caught:
+        combine(admitted(request("dropping")), [{"w": np.ones(4)}], base={"w": np.ones(4)})
+    assert caught.value.reason == "strategy-failed"
 
 
 @pytest.mark.usefixtures("installed")
