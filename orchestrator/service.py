@@ -149,7 +149,7 @@ class Orchestrator:
         standing: frozenset[Work] = frozenset()
         try:
             standing = await retry_transient(self._standing, clock=self._clock)
-        except (NotFound, Forbidden) as error:  # then nothing is known of it, and everything is sent again
+        except NotFound as error:  # then nothing is known of it, and everything is sent again
             _log.error("work.not-seen", error=str(error))
         await self.reconcile(standing)
 
@@ -170,7 +170,8 @@ class Orchestrator:
         Before that it is told who is enrolled and what they offer: silos that were taken out of the settings leave.
 
         Not those of runs for which all that they need is in `standing`. Waits for as long as the bus or the store is
-        away. One experiment that cannot be read does not hold up others.
+        away. One experiment that cannot be read does not hold up others. Raises Forbidden: a right is missing that all
+        of them take.
         """
         live = await retry_transient(self._documents.live.experiments, clock=self._clock)
         for experiment in live if standing else ():
@@ -178,11 +179,15 @@ class Orchestrator:
                 await self._experiments.presume(experiment, standing or frozenset())
         try:
             await retry_transient(partial(self._members.look, live, enrolled=True), clock=self._clock)
+        except Forbidden:
+            raise
         except Exception:  # noqa: BLE001  # our bug, or a presence somebody edited: runs go on with those they have
             _log.exception("members.not-seen")
         for experiment in live:
             try:
                 await retry_transient(partial(self._experiments.reconcile, experiment, standing), clock=self._clock)
+            except Forbidden:
+                raise
             except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the others go on
                 _log.exception("experiment.not-reconciled", experiment=experiment)
         await self._sweeper.rearm(standing or ())
