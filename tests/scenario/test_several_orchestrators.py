@@ -337,6 +337,7 @@ async def test_a_start_takes_no_old_deadline_for_one_that_was_brought_forward(wh
         w.silos["north"].doing = lambda asked: "fail" if (asked.round, asked.announcement) == (1, 1) else "update"
         trouble = Trouble()
         sent: list[bytes] = []
+        struck: list[str] = []
 
         def note(queue: str, message: Outgoing) -> None:
             if message.subject == "deadline-passed" and b'"round":1' in message.body:
@@ -354,7 +355,6 @@ async def test_a_start_takes_no_old_deadline_for_one_that_was_brought_forward(wh
                 trouble.in_calls(1, when)
             hook(stage, operation, where)
 
-        struck: list[str] = []
         trouble.hook = at_its_send  # type: ignore[method-assign]
         w.witness = note
         await w.start(trouble)
