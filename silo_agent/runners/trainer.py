@@ -175,5 +175,7 @@ class Trainer:
         while not condition() and not exited.done():
             self._changed.clear()
             changed = asyncio.create_task(self._changed.wait())
-            await asyncio.wait((changed, exited), return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
+            try:
+                await asyncio.wait((changed, exited), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()

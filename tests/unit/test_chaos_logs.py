@@ -56,6 +56,7 @@ def test_a_log_in_which_all_went_as_it_should_is_in_order(tmp_path: Path) -> Non
         line("something.new", traceback=TRACEBACK),
         line("agent.fault", "error", look="faults/x.txt"),
         line("home.gone", "error"),
+        line("library.log", "error", logger="asyncio", text="Task was destroyed but it is pending!"),
         line("library.log", "error", logger="asyncio", text="Task exception was never retrieved", traceback=TRACEBACK),
     ],
 )
