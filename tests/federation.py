@@ -72,7 +72,7 @@ PATIENCE = 45.0
 """Seconds for what must come."""
 DIGEST = "ab" * 32
 """A digest of nothing."""
-SOON = 0.02
+SOON = 0.04
 """Seconds between two looks."""
 
 
