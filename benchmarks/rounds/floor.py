@@ -16,9 +16,10 @@ Three things take time and overlap perfectly at best, so the floor is the longes
            hashes what it was given, writes, hashes; its update is hashed again; it is added; the new weights are
            hashed. At the speeds that one core has alone
 
-Files are written to memory that was not just freed, as a round's are: what it wrote before is still there. Training is
-not in it, nor are messages, nor that the script reads the weights as well, nor that numbers are looked at (whether they
-are finite).
+Files are written to memory that was not just freed, as a round's are: what was written before is still there. On a
+virtual machine whose host takes back what is free, that costs several times as much as writing where a file just was.
+Training is not in it, nor are messages, nor that the script reads the weights as well, nor that numbers are looked at
+(whether they are finite).
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Speeds:
 
     @classmethod
     def measure(cls, directory: Path, dtype: str, cores: int = 1, megabytes: int = 256) -> Speeds:
-        """Takes a few seconds, and three times so many megabytes for each core. `directory` is on the disk that rounds
-        are written to."""
+        """Takes a few seconds, and leaves three files of so many megabytes for each core in `directory`, which is new
+        and on the disk that rounds are written to."""
+        directory.mkdir()
         size = megabytes * 1_000_000 // _PIECE * _PIECE
         pieces = size // _PIECE
         piece = np.random.default_rng(0).integers(0, 120, _PIECE, np.uint8)  # finite in every dtype
@@ -97,8 +99,8 @@ class Speeds:
                     np.copyto(wide[: len(part)], part)
                     np.add(total[: len(part)], wide[: len(part)], out=total[: len(part)])
 
-        with tempfile.TemporaryDirectory(dir=directory) as folder, ThreadPoolExecutor(cores) as threads:
-            tries = [[Path(folder, f"{number}-{core}") for core in range(cores)] for number in range(_TRIES)]
+        with ThreadPoolExecutor(cores) as threads:
+            tries = [[directory / f"{number}-{core}" for core in range(cores)] for number in range(_TRIES)]
 
             def seconds(work: Callable[[Path], None]) -> list[float]:
                 taken = []
@@ -111,7 +113,7 @@ class Speeds:
             written, durable = seconds(write), seconds(make_durable)
             return cls(
                 hash=cores * size / min(seconds(hash_all)),
-                write=cores * size / min(written),
+                write=cores * size * _TRIES / sum(written),
                 read=cores * size / min(seconds(read)),
                 add=cores * size / min(seconds(add)),
                 disk=cores * size * _TRIES / (sum(written) + sum(durable)),
@@ -141,6 +143,16 @@ class Floor:
             disk_s=(silos * update + model) / together.disk,
             chain_s=silo(one) + update / one.hash + update / one.add + model / one.hash,
         )
+
+    @classmethod
+    def here(
+        cls, directory: Path, dtype: str, *, silos: int, model: float, update: float
+    ) -> tuple[Floor, Speeds, Speeds]:
+        """By speeds measured now: those too, of one core and of all."""
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            one = Speeds.measure(Path(folder, "one"), dtype)
+            together = Speeds.measure(Path(folder, "all"), dtype, os.cpu_count() or 1)
+        return cls.of(one, together, silos=silos, model=model, update=update), one, together
 
     @property
     def seconds(self) -> float:

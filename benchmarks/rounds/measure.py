@@ -7,6 +7,7 @@ which trainers start, are left out. The weights that come out are compared with 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import numpy as np
 import yaml
 
 from benchmarks.rounds.counters import KINDS, Counters
-from benchmarks.rounds.floor import DTYPES, Floor, Speeds
+from benchmarks.rounds.floor import DTYPES, Floor
 from messages.experiments import Quorum, StartExperiment, Strategy, Transfer
 from messages.weights import read_layout
 from orchestrator.cli import experiments, status
@@ -110,8 +111,9 @@ async def measure(
     asked = asked or Asked(silos=silos, megabytes=megabytes, rounds=rounds)
     names = [f"silo-{n + 1}" for n in range(asked.silos)]
     make(folder)
-    one = await asyncio.to_thread(Speeds.measure, folder.root, asked.dtype)
-    together = await asyncio.to_thread(Speeds.measure, folder.root, asked.dtype, os.cpu_count() or 1)
+    update = float(DTYPES[asked.dtype].itemsize) * asked.floats
+    measured = functools.partial(Floor.here, silos=asked.silos, model=4.0 * asked.floats, update=update)
+    floor, *speeds = await asyncio.to_thread(measured, folder.root, asked.dtype)
     async with running(folder, names, lambda line: print(line, file=sys.stderr)) as local:
         if asked.memory_budget is not None:
             _limit_memory(local, asked.memory_budget)
@@ -122,13 +124,6 @@ async def measure(
         standing, counters = await _run(local, asked, folder.root / "result.safetensors")
     check(folder.root / "result.safetensors", asked.floats, asked.rounds + asked.warm_up, asked.modulus)
     seconds = round_times(standing)[asked.warm_up :]
-    floor = Floor.of(
-        one,
-        together,
-        silos=asked.silos,
-        model=4.0 * asked.floats,
-        update=float(DTYPES[asked.dtype].itemsize) * asked.floats,
-    )
     taken = statistics.median(seconds)
     return {
         "silos": asked.silos,
@@ -146,7 +141,7 @@ async def measure(
             "disk": round(floor.disk_s, 4),
             "chain": round(floor.chain_s, 4),
         },
-        "speeds_mb_s": {name: [round(getattr(s, name) / 1e6) for s in (one, together)] for name in SPEEDS},
+        "speeds_mb_s": {name: [round(getattr(s, name) / 1e6) for s in speeds] for name in SPEEDS},
         **counters.peaks(),
         **_each_round(counters, standing, asked),
     }

@@ -47,6 +47,8 @@ _ROWS_KEPT: Final = 3
 _BESIDES_ALL: Final = 8 << 20
 """Bytes that any sum takes, as measured: threads, their allocators, what a writer gathers."""
 _MOST_NUMBERS: Final = 1 << 19
+_ADDED_AT_ONCE: Final = 3
+"""Updates for which it takes a thread once."""
 _LEAST_NUMBERS: Final = 1 << 10
 
 
@@ -207,10 +209,10 @@ async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], 
             if base:
                 writing.append(await anext(reads))
                 await asyncio.to_thread(folds.start_from, base, writing[0])
-            for index in range(len(round_.updates)):
-                read = await anext(reads)
-                await asyncio.to_thread(folds.add, index, read)
-                memory.give(read)
+            for first in range(0, len(round_.updates), _ADDED_AT_ONCE):
+                some = [await anext(reads) for _ in round_.updates[first : first + _ADDED_AT_ONCE]]
+                await asyncio.to_thread(folds.add, first, some)
+                memory.give(*some)
             kept = {name: await anext(reads) for name in round_.kept}
             await aside(folds.write, kept, writers)  # hashed and written while the next batch is read and added
             memory.give(*written)  # now that the batch before is through
@@ -284,10 +286,12 @@ class _Folds:
     def start_from(self, base: Opened, read: Read) -> None:
         self._base = base.arrays(self._batch, read)
 
-    def add(self, index: int, read: Read) -> None:
-        arrays = self._round.updates[index].arrays(self._batch, read)
-        for fold, values in zip(self._folds, arrays, strict=True):
-            fold.add(index, values)
+    def add(self, first: int, reads: Sequence[Read]) -> None:
+        """What was read of the updates from the one at `first` on."""
+        for index, read in enumerate(reads, first):
+            arrays = self._round.updates[index].arrays(self._batch, read)
+            for fold, values in zip(self._folds, arrays, strict=True):
+                fold.add(index, values)
 
     def write(self, kept: Mapping[str, Read], writers: Mapping[str | None, Writer]) -> None:
         floating = _floating(self._round.layout, self._batch)

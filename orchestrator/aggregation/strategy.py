@@ -27,7 +27,7 @@ from orchestrator.aggregation.options import Options
 Array = np.ndarray[Any, np.dtype[Any]]
 Wide = np.ndarray[Any, np.dtype[np.float64]]
 State = Mapping[str, Wide]
-BLOCK: Final = 1 << 14
+BLOCK: Final = 1 << 15
 """Numbers worked on at a time, so that they stay in the processor's cache."""
 _LIMIT: Final = 1 << 30
 
