@@ -1,9 +1,8 @@
 """NVIDIA FLARE as its proof-of-concept environment runs: a provisioned server and clients, each a process of its own.
 
-The server and every client start a process for the job. All settings are FLARE's defaults but two, both in its favour:
-connections are not encrypted (`connection_security: clear`; ours and Flower's are not either), and the server does not
-write the model to disk. Arrays larger than its chunks are streamed, as is its default. A client asks for its next task
-every 2 s; its executor, its Client API and the server's controller look every 0.5 s.
+The server and every client start a process for the job. All settings are FLARE's defaults: connections are mutual TLS,
+the server writes the model to a file after each round, arrays larger than its chunks are streamed. A client asks for its
+next task every 2 s; its executor, its Client API and the server's controller look every 0.5 s.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ def project_of(silos: int, port: int) -> dict[str, object]:
     return {
         "api_version": 3,
         "name": "bench",
-        "connection_security": "clear",
         "participants": [server, admin, *sites],
         "builders": [{"path": f"nvflare.lighter.impl.{name}", "args": args} for name, args in _BUILDERS],
     }

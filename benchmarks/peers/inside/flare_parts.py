@@ -1,7 +1,4 @@
-"""NVIDIA FLARE's FedAvg with its own loop, which notes the time when a round is over instead of writing the model.
-
-Its usual persistor writes the model to disk every round; without it, FLARE is shown faster than it is in use.
-"""
+"""NVIDIA FLARE's FedAvg with its own loop and its own saving, which notes the time when a round is over."""
 
 # mypy: ignore-errors
 # NVIDIA FLARE is not installed where types are checked.
@@ -37,6 +34,7 @@ class NotedFedAvg(FedAvg):
         return FLModel(params_type=ParamsType.FULL, params=initial(self.floats))
 
     def save_model(self, model):
+        super().save_model(model)
         number = self.current_round + 1
         self._note(round=number)
         if number == self.num_rounds:
