@@ -1,8 +1,8 @@
 """NVIDIA FLARE as its proof-of-concept environment runs: a provisioned server and clients, each a process of its own.
 
 The server and every client start a process for the job. All settings are FLARE's defaults: connections are mutual TLS,
-the server writes the model to a file after each round, arrays larger than its chunks are streamed. A client asks for its
-next task every 2 s; its executor, its Client API and the server's controller look every 0.5 s.
+the server writes the model to a file after each round, arrays larger than its chunks are streamed. A client asks for
+its next task every 2 s; its executor, its Client API and the server's controller look every 0.5 s.
 """
 
 from __future__ import annotations
