@@ -105,6 +105,12 @@ def configure(process: str, *, level: str = "INFO", stream: IO[str] | None = Non
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
+def leave_words_to_us() -> None:
+    """For commands: where nobody said what becomes of logs, Python prints Azure's errors, with tracebacks, though the
+    command goes on and says itself what could not be done."""
+    logging.getLogger("azure").addHandler(logging.NullHandler())
+
+
 def leave_credentials_to_us() -> None:
     """Silences azure-identity, which warns several times of each token that cannot be had: NoCredential tells that."""
     logging.getLogger("azure.identity").setLevel(logging.ERROR)

@@ -58,8 +58,10 @@ def run(config: Config = _SILO_YAML) -> None:
 @app.command()
 def check(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
     """Tries every connection, right and task, and shows what would leave."""
+    from messages.log import leave_words_to_us
     from silo_agent.check import check_file
 
+    leave_words_to_us()
     with _complaints():
         findings = asyncio.run(check_file(config))
     if as_json:

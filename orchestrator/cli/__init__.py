@@ -12,6 +12,7 @@ from typing import Annotated
 try:  # most of a command's first moments go into these, and Ctrl-C may come then as well
     import typer
 
+    from messages.log import leave_words_to_us
     from orchestrator.cli import dead_letters, demo, experiments, hold, maintenance, queues, replay, status, up, watch
 except KeyboardInterrupt:
     sys.stderr.write("Stopped.\n")
@@ -60,6 +61,7 @@ def _silobus(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Its version.")] = False,
 ) -> None:
     """Federated training over message queues: one model, data that never moves."""
+    leave_words_to_us()
 
 
 def main() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
 from messages.errors import Forbidden, NoCredential, NotFound, Poison, SilobusError, Transient
@@ -28,3 +32,16 @@ SAYS: dict[Complaint | SilobusError, str] = {
 @pytest.mark.parametrize("error", SAYS, ids=lambda error: type(error).__name__)
 def test_an_error_says_what_happened_and_what_to_do_next(error: Complaint | SilobusError) -> None:
     assert explain(error) == SAYS[error]
+
+
+def test_what_azures_libraries_log_is_not_on_the_screen_of_a_command() -> None:
+    code = """
+        import logging
+        from typer.testing import CliRunner
+        from orchestrator.cli import app
+        assert CliRunner().invoke(app, ["schema"]).exit_code == 0
+        logging.getLogger("azure.servicebus.aio").error("a traceback")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
