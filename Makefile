@@ -37,7 +37,7 @@ check: lint      ## Every check and the quick tests, for while you work
 guards: $(STAMP) ## Removes each guard in a copy and sees its test fail (a quarter of an hour)
 	$(BIN)/python -m tests.guards -n $(WORKERS)
 
-crash-points: $(STAMP) ## Every crash point of small runs, and every pair in the smallest (two hours)
+crash-points: $(STAMP) ## Every crash point of small runs, and every pair in the smallest (an hour and a half)
 	$(BIN)/python -m tests.crash_points
 	$(BIN)/python -m tests.crash_points --pairs
 

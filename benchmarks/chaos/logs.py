@@ -16,12 +16,16 @@ from typing import Any, Final
 
 _FULL: Final = ("No space left on device", "disk is full")
 """How the kernel and SQLite say it."""
-_EXPECTED: Final = frozenset({"home.full", "bus.refused", "silo.unreachable", "work.not-seen", "agent.forbidden"})
+_EXPECTED: Final = frozenset(
+    {"home.full", "bus.refused", "silo.unreachable", "work.not-seen", "agent.forbidden", "runs.not-taken-up"}
+)
 """Errors for a person to deal with that are brought about here: full disks, and a bus that at times refuses rights.
 There is no other: files stay, and rights on the store are right.
 """
 _OF_THE_SDK: Final = "azure"
 """Its records, which have a traceback for each connection that breaks under it, say nothing of us."""
+_CUT_OFF: Final = '{"time": '
+"""How a record begins; one that is none was cut off by a kill."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 
 
@@ -90,6 +94,8 @@ def _wrong_in(log: Path, excused: Sequence[range], given_up: dict[str, datetime]
             when = datetime.fromisoformat(said["time"])
             given_up[said["message"]] = min(when, given_up.get(said["message"], when))
         if any(begins in part for part in excused):
+            continue
+        if said is None and line.startswith(_CUT_OFF) and f'"logger": "{_OF_THE_SDK}' in line:
             continue
         if said is None:  # words of Python's own, which may go on for many lines
             if is_told and line.strip():

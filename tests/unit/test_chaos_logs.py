@@ -54,6 +54,7 @@ def test_a_log_in_which_all_went_as_it_should_is_in_order(tmp_path: Path) -> Non
         line("message.bug", "error", traceback=TRACEBACK),
         line("experiment.not-told", "error", traceback=TRACEBACK),
         line("something.new", traceback=TRACEBACK),
+        line("message.bug", "error", traceback=TRACEBACK)[:-9],  # cut off by a kill
         line("agent.fault", "error", look="faults/x.txt"),
         line("home.gone", "error"),
         line("library.log", "error", logger="asyncio", text="Task was destroyed but it is pending!"),
@@ -68,6 +69,8 @@ def test_a_traceback_or_an_error_that_nobody_brought_about_is_a_violation(tmp_pa
 @pytest.mark.parametrize(
     "text",
     [
+        line("runs.not-taken-up", "error", error="cannot peek into 'work'"),
+        line("library.log", "error", logger="azure.servicebus", text="x", traceback=TRACEBACK)[:-9],
         line("home.full", "error"),
         line("bus.refused", "error", error="unauthorized"),
         line("library.log", "error", logger="azure.servicebus.aio", text="Link closed", traceback=TRACEBACK),
