@@ -44,16 +44,7 @@ class Attendance:
 
     async def said_hello(self, silo: str, hello: SiloHello, enqueued_at: datetime) -> None:
         """Remembers what the silo offers. Order is the broker's: an older hello never replaces a newer one."""
-
-        def change(known: Presence | None) -> Presence | None:
-            if known is None:
-                return Presence(silo=silo, seen_at=enqueued_at, hello=hello, hello_at=enqueued_at)
-            if known.hello_at is not None and known.hello_at > enqueued_at:
-                return None
-            seen = max(known.seen_at, enqueued_at)
-            return known.model_copy(update={"seen_at": seen, "hello": hello, "hello_at": enqueued_at})
-
-        await self._documents.change_presence(silo, change)
+        await self._documents.change_presence(silo, lambda known: greeted(known, silo, hello, enqueued_at))
 
     async def heartbeat(self, silo: str, beat: SiloHeartbeat, enqueued_at: datetime) -> None:
         """Remembers what the silo is doing: at once when it is something new, else as often as `EVERY`, with all
@@ -68,25 +59,7 @@ class Attendance:
         if known_for is not None and known_for < EVERY and did.get(beat.run) == _doing(beat):
             return
         telling = dict(heard)
-
-        def change(known: Presence | None) -> Presence | None:
-            known = known or Presence(silo=silo, seen_at=enqueued_at)
-            times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
-            news = {run: said for run, said in telling.items() if times.get(run, said[1]) <= said[1]}
-            times |= {run: at for run, (_, at) in news.items()}
-            beats = {**known.heartbeats, **{run: beat for run, (beat, _) in news.items()}}
-            kept = _recent(times)
-            if not news.keys() & set(kept):
-                return None
-            return known.model_copy(
-                update={
-                    "seen_at": max(known.seen_at, *(at for _, at in news.values())),
-                    "heartbeats": {run: beats[run] for run in kept},
-                    "heartbeats_at": {run: times[run] for run in kept},
-                }
-            )
-
-        await self._documents.change_presence(silo, change)
+        await self._documents.change_presence(silo, lambda known: doing(known, silo, telling))
         for run, said in telling.items():
             if heard.get(run) == said:
                 del heard[run]
@@ -99,14 +72,49 @@ class Attendance:
         written_at = self._answered.get(silo)
         if written_at is not None and (now - written_at).total_seconds() < EVERY:
             return
-
-        def change(known: Presence | None) -> Presence | None:
-            if known is None:
-                return Presence(silo=silo, seen_at=enqueued_at)
-            return known.model_copy(update={"seen_at": enqueued_at}) if known.seen_at < enqueued_at else None
-
-        await self._documents.change_presence(silo, change)
+        await self._documents.change_presence(silo, lambda known: answered(known, silo, enqueued_at))
         self._answered[silo] = now
+
+
+# What a message changes of what is known; None where it changes nothing.
+
+
+def greeted(known: Presence | None, silo: str, hello: SiloHello, enqueued_at: datetime) -> Presence | None:
+    """By a hello."""
+    if known is None:
+        return Presence(silo=silo, seen_at=enqueued_at, hello=hello, hello_at=enqueued_at)
+    if known.hello_at is not None and known.hello_at > enqueued_at:
+        return None
+    seen = max(known.seen_at, enqueued_at)
+    return known.model_copy(update={"seen_at": seen, "hello": hello, "hello_at": enqueued_at})
+
+
+def doing(known: Presence | None, silo: str, told: Mapping[str, tuple[SiloHeartbeat, datetime]]) -> Presence | None:
+    """By signs of life: by runs, the last of each and when it was enqueued."""
+    if not told:
+        return None
+    known = known or Presence(silo=silo, seen_at=max(at for _, at in told.values()))
+    times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
+    news = {run: said for run, said in told.items() if times.get(run, said[1]) <= said[1]}
+    times |= {run: at for run, (_, at) in news.items()}
+    beats = {**known.heartbeats, **{run: beat for run, (beat, _) in news.items()}}
+    kept = _recent(times)
+    if not news.keys() & set(kept):
+        return None
+    return known.model_copy(
+        update={
+            "seen_at": max(known.seen_at, *(at for _, at in news.values())),
+            "heartbeats": {run: beats[run] for run in kept},
+            "heartbeats_at": {run: times[run] for run in kept},
+        }
+    )
+
+
+def answered(known: Presence | None, silo: str, enqueued_at: datetime) -> Presence | None:
+    """By an answer to a round, whatever it says."""
+    if known is None:
+        return Presence(silo=silo, seen_at=enqueued_at)
+    return known.model_copy(update={"seen_at": enqueued_at}) if known.seen_at < enqueued_at else None
 
 
 def _doing(beat: SiloHeartbeat) -> tuple[object, ...]:

@@ -18,6 +18,7 @@ from messages.codec import FromSilo, decode
 from messages.errors import Poison, SilobusError
 from messages.ports import Bus, Delivery
 from messages.schemas import RoundDeclined, SiloHeartbeat, SiloHello, TrainingFailed, UpdatePublished
+from orchestrator import presence
 from orchestrator.cli.awaiting import quiet_silos
 from orchestrator.cli.federation import Federation
 from orchestrator.cli.standing import Standing, Unread
@@ -71,7 +72,7 @@ async def unread_of(bus: Bus, silo: str) -> Unread:
     answers = [(m, at) for m, at in said if isinstance(m, UpdatePublished | RoundDeclined | TrainingFailed)]
     said_so_far: Presence | None = None
     for message, at in sorted(said, key=lambda one: one[1]):
-        said_so_far = _joined(said_so_far, _alone(silo, message, at))
+        said_so_far = _after(said_so_far, silo, message, at)
     return Unread(
         since=signs[0] if signs else None,
         said=said_so_far,
@@ -103,38 +104,33 @@ def _decoded(delivery: Delivery) -> FromSilo | None:
     return message
 
 
-def _alone(silo: str, message: FromSilo, at: datetime) -> Presence:
-    """What this message alone tells of its silo."""
+def _after(known: Presence | None, silo: str, message: FromSilo, at: datetime) -> Presence | None:
+    """What is known once the message is read."""
     match message:
         case SiloHello():
-            return Presence(silo=silo, seen_at=at, hello=message, hello_at=at)
+            found = presence.greeted(known, silo, message, at)
         case SiloHeartbeat(run=run):
-            return Presence(silo=silo, seen_at=at, heartbeats={run: message}, heartbeats_at={run: at})
+            found = presence.doing(known, silo, {run: (message, at)})
         case _:
-            return Presence(silo=silo, seen_at=at)
+            found = presence.answered(known, silo, at)
+    return found or known
 
 
 def with_unread(standing: Standing, unread: dict[str, Unread]) -> Standing:
     """The standing as it would be had an orchestrator read that."""
-    presence = dict(standing.presence)
+    known = dict(standing.presence)
     for silo, found in unread.items():
         if found.said is not None:
-            presence[silo] = _joined(presence.get(silo), found.said)
-    return replace(standing, presence=presence, unread=unread)
+            known[silo] = _joined(known.get(silo), found.said)
+    return replace(standing, presence=known, unread=unread)
 
 
 def _joined(known: Presence | None, said: Presence) -> Presence:
     """The newest of both."""
     if known is None:
         return said
-    times = {run: known.heartbeats_at.get(run, known.seen_at) for run in known.heartbeats}
-    newer = {run: at for run, at in said.heartbeats_at.items() if run not in times or times[run] < at}
-    greets = said.hello_at is not None and (known.hello_at is None or known.hello_at < said.hello_at)
-    return known.model_copy(
-        update={
-            "seen_at": max(known.seen_at, said.seen_at),
-            "heartbeats": {**known.heartbeats, **{run: said.heartbeats[run] for run in newer}},
-            "heartbeats_at": {**times, **newer},
-            **({"hello": said.hello, "hello_at": said.hello_at} if greets else {}),
-        }
-    )
+    if said.hello is not None and said.hello_at is not None:
+        known = presence.greeted(known, said.silo, said.hello, said.hello_at) or known
+    beats = {run: (beat, said.heartbeats_at[run]) for run, beat in said.heartbeats.items()}
+    known = presence.doing(known, said.silo, beats) or known
+    return presence.answered(known, said.silo, said.seen_at) or known
