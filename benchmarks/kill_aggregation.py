@@ -1,11 +1,13 @@
 """Kills the process that sums a round at points all over its work, and compares the bytes that come out in the end.
 
     python -m benchmarks.kill_aggregation --megabytes 1000 --kills 10 --json
+    python -m benchmarks.kill_aggregation --megabytes 64 --strategy fedadam
 
 Each try is a process that takes updates in another order of arrival and sums them as an orchestrator does: into a
 scratch directory, then into the store, by digest. It is killed (SIGKILL) when the file in scratch has reached a size
 drawn beforehand, and once more at the end, when the file is whole and not yet in the store. After each kill another
-process sums to its end and must find, or make, the same blob; scratch must be empty and the store hold nothing else.
+process sums to its end and must make the same blobs, the weights and what the strategy keeps; scratch must be empty and
+the store hold nothing else.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.arguments import add_strategy, options_of
 from messages import names
 from messages.errors import AlreadyExists
 from messages.safetensors_writer import Writer
@@ -80,8 +83,16 @@ async def prepare(root: Path, floats: int) -> list[Update]:
     return updates
 
 
-async def worker(root: Path, updates: Sequence[Update]) -> str:
-    """Sums once, in the order given; the digest."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How updates are summed."""
+
+    strategy: str = "fedavg"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def worker(root: Path, updates: Sequence[Update], asked: Asked) -> dict[str, str]:
+    """Sums once, in the order given; digests of the weights and of what the strategy keeps."""
     store, scratch = DirectoryStore(root / "store"), Scratch(root / "scratch")
     contributions = [
         Contribution(
@@ -100,19 +111,22 @@ async def worker(root: Path, updates: Sequence[Update]) -> str:
     base = Source(first.container, first.blob, first.sha256, first.bytes)
     async with scratch.directory() as directory:
         target = directory / "global.safetensors"
-        strategy = strategy_named("fedavg", {}, {})
-        scan = (await aggregate(store, strategy, base=base, contributions=contributions, target=target)).scan
-        with contextlib.suppress(AlreadyExists):
-            await store.create(names.GLOBAL, names.weights_blob(RUN, 1, scan.sha256), target)
-    return scan.sha256
+        strategy = strategy_named(asked.strategy, asked.options, {})
+        summed = await aggregate(store, strategy, base=base, contributions=contributions, target=target)
+        made = {"weights": (target, summed.scan), **summed.kept}
+        for path, scan in made.values():
+            with contextlib.suppress(AlreadyExists):
+                await store.create(names.GLOBAL, names.weights_blob(RUN, 1, scan.sha256), path)
+    return {name: scan.sha256 for name, (_, scan) in made.items()}
 
 
-def start(root: Path, updates: Sequence[Update], shuffled: random.Random) -> subprocess.Popen[str]:
+def start(root: Path, updates: Sequence[Update], asked: Asked, shuffled: random.Random) -> subprocess.Popen[str]:
     """A process that sums the updates as if they had arrived in some order."""
     order = list(updates)
     shuffled.shuffle(order)
-    command = [sys.executable, "-m", "benchmarks.kill_aggregation", "--worker", str(root)]
-    command.append(json.dumps([asdict(update) for update in order]))
+    command = [sys.executable, "-m", "benchmarks.kill_aggregation", "--strategy", asked.strategy]
+    command += [f"--option={name}={json.dumps(value)}" for name, value in asked.options.items()]
+    command += ["--worker", str(root), json.dumps([asdict(update) for update in order])]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
 
 
@@ -127,35 +141,45 @@ def kill_at(process: subprocess.Popen[str], scratch: Path, size: int) -> int | N
     return None
 
 
-def run(root: Path, megabytes: float, kills: int, seed: int = 0) -> dict[str, Any]:
+def run(root: Path, megabytes: float, kills: int, asked: Asked | None = None, seed: int = 0) -> dict[str, Any]:
     """All kills. Raises SystemExit when bytes differ, or something is left behind."""
+    asked = asked or Asked()
     floats = round(megabytes * 1_000_000 / 4) // TENSORS * TENSORS
     updates = asyncio.run(prepare(root, floats))
     draws = random.Random(seed)  # noqa: S311  # orders, not secrets
-    made = _finished(start(root, updates, draws))
-    blob = root / "store" / names.GLOBAL / names.weights_blob(RUN, 1, made)
+    made = _finished(start(root, updates, asked, draws))
+    blobs = [root / "store" / names.GLOBAL / names.weights_blob(RUN, 1, digest) for digest in made.values()]
     killed: list[float] = []
     for number in range(kills):
-        blob.unlink()
+        for blob in blobs:
+            blob.unlink()
         # From nothing written to everything written: in the last one the whole file is there, and not in the store.
         share = number / max(1, kills - 1)
-        process = start(root, updates, draws)
+        process = start(root, updates, asked, draws)
         reached = kill_at(process, root / "scratch", max(1, int(share * updates[0].bytes)))
         if reached is not None:
             killed.append(round(reached / updates[0].bytes, 3))
-        again = _finished(start(root, updates, draws))
+        again = _finished(start(root, updates, asked, draws))
         left = [str(path) for path in (root / "scratch").iterdir()]
-        there = [path.name for path in (root / "store" / names.GLOBAL).rglob("*.safetensors")]
-        if again != made or left or there != [blob.name]:
+        there = sorted(path.name for path in (root / "store" / names.GLOBAL).rglob("*.safetensors"))
+        if again != made or left or there != sorted(blob.name for blob in blobs):
             raise SystemExit(f"after kill {number + 1}: {again} instead of {made}; left {left}; in the store {there}")
-    return {"megabytes": megabytes, "silos": SILOS, "sums": 1 + kills, "killed_at": killed, "sha256": made}
+    return {
+        "megabytes": megabytes,
+        "silos": SILOS,
+        "strategy": asked.strategy,
+        "sums": 1 + kills,
+        "killed_at": killed,
+        "sha256": made,
+    }
 
 
-def _finished(process: subprocess.Popen[str]) -> str:
+def _finished(process: subprocess.Popen[str]) -> dict[str, str]:
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"a sum failed with exit status {process.returncode}")
-    return out.strip()
+    made: dict[str, str] = json.loads(out)
+    return made
 
 
 def _size_in(scratch: Path) -> int:
@@ -170,16 +194,18 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=1000.0)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the orders of arrival")
+    add_strategy(parser, help="how they are summed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    asked = Asked(args.strategy, options_of(args))
     if args.worker:
         root, updates = Path(args.worker[0]), [Update(**update) for update in json.loads(args.worker[1])]
-        print(asyncio.run(worker(root, updates)))
+        print(json.dumps(asyncio.run(worker(root, updates, asked))))
         return
     root = Path(tempfile.mkdtemp(prefix="silobus-kill-"))
     try:
-        found = run(root, args.megabytes, args.kills, args.seed)
+        found = run(root, args.megabytes, args.kills, asked, args.seed)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     found["load_average"] = round(os.getloadavg()[0], 1)

@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,17 +25,19 @@ from benchmarks import rounds
 from benchmarks.peers import flare, flower
 from benchmarks.peers.environments import python_of
 from benchmarks.peers.table import OURS, Outcome, Point, as_json, text
+from benchmarks.rounds.floor import Machine
 from orchestrator.cli.folder import Folder
 
 PEERS: Final[dict[str, Callable[[Point, Path, float], Outcome]]] = {"flwr": flower.run, "nvflare": flare.run}
 
 
-def ours(point: Point, folder: Path, timeout: float) -> Outcome:
+def ours(machine: Machine, point: Point, folder: Path, timeout: float) -> Outcome:
     """Silobus, as benchmarks.rounds measures it. Its server is the orchestrator and the bus."""
     row: dict[str, float] = {}
     problem = None
     try:
-        found = rounds.measure(point.silos, point.megabytes, point.rounds, Folder(folder.absolute()))
+        asked = rounds.Asked(silos=point.silos, megabytes=point.megabytes, rounds=point.rounds)
+        found = rounds.measure(asked, Folder(folder.absolute()), machine)
         row = asyncio.run(asyncio.wait_for(found, timeout))
     except TimeoutError as error:
         problem = str(error) or f"given up after {timeout:g} s"
@@ -53,11 +56,11 @@ def ours(point: Point, folder: Path, timeout: float) -> Outcome:
     )
 
 
-def measure(who: str, point: Point, root: Path, timeout: float) -> Outcome:
+def measure(who: str, point: Point, root: Path, timeout: float, machine: Machine) -> Outcome:
     """One framework at one point; what it wrote but its logs is deleted afterwards."""
     folder = root / f"{who}-{point.silos}-{point.megabytes:g}"
     try:
-        return (PEERS | {OURS: ours})[who](point, folder, timeout)
+        return (PEERS | {OURS: partial(ours, machine)})[who](point, folder, timeout)
     finally:
         _keep_logs(folder)
 
@@ -97,11 +100,13 @@ def main() -> None:
     root = args.dir or Path(tempfile.mkdtemp(prefix="silobus-peers-"))
     before = os.getloadavg()[0]
     print(f"Logs are kept in {root}; load average {before:.1f}, should be near 0", file=sys.stderr)
+    root.mkdir(parents=True, exist_ok=True)
+    machine = Machine.measured(root, "float32")
     outcomes = []
     for silos in args.silos:
         for megabytes in args.megabytes:
             for who in chosen:
-                outcome = measure(who, Point(int(silos), megabytes, args.rounds), root, args.timeout)
+                outcome = measure(who, Point(int(silos), megabytes, args.rounds), root, args.timeout, machine)
                 print(json.dumps(outcome.as_json()), file=sys.stderr, flush=True)
                 outcomes.append(outcome)
     if args.json:

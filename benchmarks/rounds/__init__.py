@@ -5,7 +5,7 @@
 `measure` runs it on real processes, `floor` says what the machine could do at best, `counters` what processes used.
 """
 
-from benchmarks.rounds.counters import descendants, peak_mib
-from benchmarks.rounds.measure import WARM_UP, Asked, check, measure, round_times
+from benchmarks.rounds.counters import peak_mib
+from benchmarks.rounds.measure import Asked, measure
 
-__all__ = ["WARM_UP", "Asked", "check", "descendants", "measure", "peak_mib", "round_times"]
+__all__ = ["Asked", "measure", "peak_mib"]

@@ -121,16 +121,23 @@ class Speeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
-    """Seconds that a round takes at least."""
+class Machine:
+    """What this machine can do, as measured: one core while the others rest, and all of them together."""
 
-    cpu_s: float
-    disk_s: float
-    chain_s: float
+    one: Speeds
+    together: Speeds
 
     @classmethod
-    def of(cls, one: Speeds, together: Speeds, *, silos: int, model: float, update: float) -> Floor:
-        """For so many silos, and so many bytes of the model and of an update; speeds of one core, and of all."""
+    def measured(cls, directory: Path, dtype: str) -> Machine:
+        """Takes some seconds. Measure before a benchmark deletes anything: memory that was just freed is fast."""
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            one = Speeds.measure(Path(folder, "one"), dtype)
+            together = Speeds.measure(Path(folder, "all"), dtype, os.cpu_count() or 1)
+        return cls(one, together)
+
+    def floor(self, *, silos: int, model: float, update: float) -> Floor:
+        """For so many silos, and so many bytes of the model and of an update."""
+        one, together = self.one, self.together
 
         def silo(at: Speeds) -> float:
             return model / at.read + model / at.hash + update / at.write + update / at.hash
@@ -138,21 +145,20 @@ class Floor:
         arrival = update / together.read + update / together.hash
         adding = update / together.read + update / together.add
         result = model / together.write + model / together.hash
-        return cls(
+        return Floor(
             cpu_s=silos * (silo(together) + arrival + adding) + result,
             disk_s=(silos * update + model) / together.disk,
             chain_s=silo(one) + update / one.hash + update / one.add + model / one.hash,
         )
 
-    @classmethod
-    def here(
-        cls, directory: Path, dtype: str, *, silos: int, model: float, update: float
-    ) -> tuple[Floor, Speeds, Speeds]:
-        """By speeds measured now: those too, of one core and of all."""
-        with tempfile.TemporaryDirectory(dir=directory) as folder:
-            one = Speeds.measure(Path(folder, "one"), dtype)
-            together = Speeds.measure(Path(folder, "all"), dtype, os.cpu_count() or 1)
-        return cls.of(one, together, silos=silos, model=model, update=update), one, together
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Seconds that a round takes at least."""
+
+    cpu_s: float
+    disk_s: float
+    chain_s: float
 
     @property
     def seconds(self) -> float:

@@ -7,7 +7,6 @@ which trainers start, are left out. The weights that come out are compared with 
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 import yaml
 
 from benchmarks.rounds.counters import KINDS, Counters
-from benchmarks.rounds.floor import DTYPES, Floor
+from benchmarks.rounds.floor import DTYPES, Machine
 from messages.experiments import Quorum, StartExperiment, Strategy, Transfer
 from messages.weights import read_layout
 from orchestrator.cli import experiments, status
@@ -103,17 +102,13 @@ def policy(asked: Asked) -> dict[str, Any]:
     }
 
 
-async def measure(
-    silos: int, megabytes: float, rounds: int, folder: Folder, asked: Asked | None = None
-) -> dict[str, Any]:
-    """One federation, one experiment. Raises SystemExit when what comes out is wrong. `asked` takes the place of all
-    three numbers."""
-    asked = asked or Asked(silos=silos, megabytes=megabytes, rounds=rounds)
+async def measure(asked: Asked, folder: Folder, machine: Machine) -> dict[str, Any]:
+    """One federation, one experiment, held against what the machine can do. Raises SystemExit when what comes out is
+    wrong."""
     names = [f"silo-{n + 1}" for n in range(asked.silos)]
     make(folder)
     update = float(DTYPES[asked.dtype].itemsize) * asked.floats
-    measured = functools.partial(Floor.here, silos=asked.silos, model=4.0 * asked.floats, update=update)
-    floor, *speeds = await asyncio.to_thread(measured, folder.root, asked.dtype)
+    floor = machine.floor(silos=asked.silos, model=4.0 * asked.floats, update=update)
     async with running(folder, names, lambda line: print(line, file=sys.stderr)) as local:
         if asked.memory_budget is not None:
             _limit_memory(local, asked.memory_budget)
@@ -141,7 +136,9 @@ async def measure(
             "disk": round(floor.disk_s, 4),
             "chain": round(floor.chain_s, 4),
         },
-        "speeds_mb_s": {name: [round(getattr(s, name) / 1e6) for s in speeds] for name in SPEEDS},
+        "speeds_mb_s": {
+            name: [round(getattr(s, name) / 1e6) for s in (machine.one, machine.together)] for name in SPEEDS
+        },
         **counters.peaks(),
         **_each_round(counters, standing, asked),
     }

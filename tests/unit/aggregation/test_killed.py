@@ -5,16 +5,31 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
+
 from benchmarks import kill_aggregation
-from benchmarks.kill_aggregation import prepare, worker
+from benchmarks.kill_aggregation import Asked, prepare, worker
+
+WAYS = (
+    Asked("fedavg", {"clip_factor": 0.5}),
+    Asked("fedavgm"),
+    Asked("fedadam"),
+    Asked("median"),
+    Asked("trimmed-mean", {"count": 1}),
+    Asked("krum", {"f": 0}),
+    Asked("geometric-median"),
+)
+"""Those that measure, that keep something, and that hold a row of each silo."""
 
 
-async def test_any_order_of_arrival_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [Asked(), *WAYS], ids=lambda asked: asked.strategy)
+async def test_any_order_of_arrival_gives_the_same_bytes(asked: Asked, tmp_path: Path) -> None:
     updates = await prepare(tmp_path, 40_000)
-    made = {await worker(tmp_path, order) for order in itertools.permutations(updates)}
-    assert len(made) == 1
+    made = [await worker(tmp_path, order, asked) for order in itertools.permutations(updates)]
+    assert made == [made[0]] * 6
+    assert len(set(made[0].values())) == len(made[0])
 
 
 def test_a_sum_that_was_killed_gives_the_same_bytes_and_leaves_nothing(tmp_path: Path) -> None:
-    found = kill_aggregation.run(tmp_path, megabytes=4, kills=1)
-    assert len(found["sha256"]) == 64
+    found = kill_aggregation.run(tmp_path, 4, kills=1, asked=Asked("fedadam"))
+    assert set(found["sha256"]) == {"weights", "momentum", "variance"}
