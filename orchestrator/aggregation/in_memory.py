@@ -9,6 +9,7 @@ krum(models, base=base, f=1)
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -52,13 +53,15 @@ def combine(
     """What a strategy makes of `models` (arrays by name), one per silo; dtypes are those of `base`, or of the first.
 
     `samples`, `steps` and `silos` (names) are 1, 0 and 0, 1, 2 … unless they are given; `members` is how many silos
-    there are, when not all were asked. With `form` `delta` floating tensors of `models` are changes to `base`.
-    Raises ValueError when names or shapes differ, or there is no base where one is needed; InvalidWeights, as a
-    round does, when a number of a model, or of what comes of them, is not finite; Poison as the strategy does.
+    there are, when not all were asked. With `form` `delta` floating tensors of `models` are changes to `base`. `state`
+    is what the round before returned; without it (None, or empty) what the strategy keeps begins anew.
+    Raises ValueError when names or shapes differ, samples or steps are no whole numbers, there is no base where one is
+    needed, or `state` is not what this strategy keeps of this model; InvalidWeights, as a round does, when a number of
+    a model, or of what comes of them, is not finite; Poison as the strategy does.
     """
     count = len(models)
-    samples = [1] * count if samples is None else [int(number) for number in samples]
-    steps = [0] * count if steps is None else [int(number) for number in steps]
+    samples = [1] * count if samples is None else _whole(samples, "samples")
+    steps = [0] * count if steps is None else _whole(steps, "steps")
     silos = _names(count) if silos is None else silos
     if not models or not len(samples) == len(steps) == len(silos) == count:
         raise ValueError(
@@ -70,6 +73,8 @@ def combine(
         _check_finite(given, f"model {number}")
     if base is None and (strategy.reads_base or strategy.measures or form == "delta") and not strategy.from_zeros:
         raise ValueError(f"{strategy.name} needs `base`, the weights that silos began with")
+    state = state or {}
+    _check_state(state, strategy, layout)
     distances = None
     if strategy.measures:
         gram = Gram(count)
@@ -88,9 +93,7 @@ def combine(
         fold = task.fold(spec.dtype, widest, spec.elements)
         for index, values in enumerate(arrays):
             fold.add(index, values)
-        before = {
-            name: tensors[spec.name].reshape(-1) for name, tensors in (state or {}).items() if spec.name in tensors
-        }
+        before = {name: tensors[spec.name].reshape(-1) for name, tensors in state.items() if spec.dtype in FLOATING}
         numbers, keeps = fold.finish(None if base is None else base[spec.name].reshape(-1), before)
         new[spec.name] = numbers.reshape(spec.shape)
         for name, values in keeps.items():
@@ -217,6 +220,40 @@ def _weighing(name: str, options: Mapping[str, Scalar], weights: Sequence[float]
     if len(given) != count or not all(0 < weight <= 1e12 for weight in given):
         raise ValueError(f"{len(given)} weights for {count} models; there is one for each, above 0 and 1e12 at most")
     return strategy_named(name, {"weighting": "given", **options}, dict(zip(_names(count), given, strict=True)))
+
+
+def _whole(numbers: Sequence[int], what: str) -> list[int]:
+    """The numbers. Raises ValueError for one that is a fraction, however near to a whole number, or below 0."""
+    found = []
+    for index, number in enumerate(numbers):
+        try:
+            found.append(operator.index(number))
+        except TypeError:
+            found.append(-1)
+        if found[-1] < 0:
+            raise ValueError(
+                f"{what} of model {index} are {number!r}: they are counted, so give an int of 0 or more. What else "
+                "models shall count by are the `weights` of strategies that take the option `weighting`"
+            )
+    return found
+
+
+def _check_state(state: Mapping[str, Mapping[str, Array]], strategy: Strategy, model: Layout) -> None:
+    """Raises ValueError where it is not what the strategy keeps: it would begin anew, or step by another's numbers."""
+    what_to_do = "Give what the round before returned, or no state to begin anew"
+    if state and state.keys() != strategy.state.keys():
+        keeps = ", ".join(sorted(strategy.state)) or "nothing"
+        raise ValueError(
+            f"`state` has {', '.join(sorted(state))}; {strategy.name} with these options keeps {keeps}. {what_to_do}"
+        )
+    expected = {spec.name: (np.dtype(np.float32), spec.shape) for spec in model.tensors if spec.dtype in FLOATING}
+    for name, tensors in state.items():
+        given = {tensor: (array.dtype, array.shape) for tensor, array in tensors.items()}
+        if wrong := sorted(t for t in expected.keys() | given.keys() if expected.get(t) != given.get(t)):
+            raise ValueError(
+                f"{name} in `state` does not fit the model in tensor {wrong[0]}: it has one of float32 in its shape "
+                f"for each floating tensor, and no other. {what_to_do}"
+            )
 
 
 def _check_finite(model: Mapping[str, Array], what: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from messages.errors import InvalidWeights, Poison
 from orchestrator.aggregation import (
+    combine,
     fedadam,
     fedavg,
     fedavgm,
@@ -17,6 +18,7 @@ from orchestrator.aggregation import (
     krum,
     median,
     scaffold,
+    strategy_named,
     trimmed_mean,
 )
 
@@ -63,6 +65,42 @@ def test_there_is_one_of_each_for_every_model() -> None:
             fedavg(TWO, **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one model at least"):
         fedavg([])
+
+
+@pytest.mark.parametrize("number", [1.5, 0.25, -1, float("nan"), "3", np.float32(2)])
+def test_samples_and_steps_are_whole_numbers(number: Any) -> None:
+    for what in ("samples", "steps"):
+        with pytest.raises(ValueError, match=f"{what} of model 1 are .*give an int of 0 or more"):
+            fednova(TWO, base=BASE, **{"steps": [2, 2], what: [2, number]})
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        ({"velocity": {"w": np.zeros(2, np.float32)}}, "`state` has velocity; fedavgm .* keeps momentum"),
+        ({"momentum": {}}, "momentum in `state` does not fit the model in tensor w"),
+        ({"momentum": {"v": np.zeros(2, np.float32)}}, "momentum in `state` does not fit the model in tensor v"),
+        ({"momentum": {"w": np.zeros(4, np.float32)}}, "momentum in `state` does not fit the model in tensor w"),
+        ({"momentum": {"w": np.zeros(2)}}, "one of float32 in its shape for each floating tensor"),
+        ({"momentum": {"w": np.zeros(2, np.float32), "n": np.zeros(1, np.float32)}}, "in tensor n"),
+    ],
+    ids=["another strategy's", "no tensor", "another model's", "another shape", "another dtype", "an integer's"],
+)
+def test_state_that_is_not_of_this_strategy_and_this_model_is_refused(state: Any, what: str) -> None:
+    base, models = {**BASE, "n": np.zeros(1, int)}, [{**model, "n": np.ones(1, int)} for model in TWO]
+    with pytest.raises(ValueError, match=what + ".*no state to begin anew"):
+        fedavgm(models, base=base, state=state)
+
+
+def test_state_has_everything_that_the_strategy_keeps() -> None:
+    _, state = fedadam(TWO, base=BASE)
+    with pytest.raises(ValueError, match="`state` has momentum; fedadam with these options keeps momentum, variance"):
+        fedadam(TWO, base=BASE, state={"momentum": state["momentum"]})
+    with pytest.raises(ValueError, match="fedavg with these options keeps nothing"):
+        combine(strategy_named("fedavg", {}), TWO, state=state)
+    goes_on, anew = (fedadam(TWO, base=BASE, state=given)[1]["momentum"]["w"] for given in (state, {}))
+    assert (anew == state["momentum"]["w"]).all()
+    assert (goes_on > anew).all()
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
