@@ -17,7 +17,7 @@ Options: `server_lr` (η, 0.1), `beta_1` (β₁, 0.9; for FedAdagrad 0), `beta_2
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -31,7 +31,7 @@ from orchestrator.aggregation.weighing import Weighing
 
 
 @dataclass(frozen=True, slots=True)
-class _Adaptive(FedAvg):
+class _Adaptive(FedAvg, ABC):
     server_lr: float = 0.1
     beta_1: float = 0.9
     beta_2: float = 0.99

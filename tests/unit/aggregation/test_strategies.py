@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from messages import names, weights
 from messages.errors import InvalidWeights, Poison
 from messages.transport.memory_store import MemoryStore
-from orchestrator.aggregation import combine, scaffold, strategy_named, supported
+from orchestrator.aggregation import Strategy, combine, scaffold, strategy_named, supported
+from orchestrator.aggregation.columns import Columns
 from orchestrator.aggregation.driver import Source, aggregate
+from orchestrator.aggregation.strategies.adaptive import FedAdam
 from tests.unit.aggregation.models import Array, Model, publish, publish_base, random_array, same
 from tests.unit.aggregation.reference import CASES, Given, Reference
 
@@ -49,6 +51,13 @@ def flat(model: Model, tensors: list[str]) -> Array:
 
 def least(name: str, options: dict[str, Any]) -> int:
     return max(one.least for one in strategy_named(name, options).roles.values())
+
+
+@pytest.mark.parametrize("half", [Columns, FedAdam.__base__])
+def test_what_leaves_a_part_to_its_subclasses_is_no_strategy_by_itself(half: type[Strategy]) -> None:
+    """It would do nothing for that part, silently."""
+    with pytest.raises(TypeError, match="abstract"):
+        half()
 
 
 # --- the formulas ------------------------------------------------------------------------------------------------
