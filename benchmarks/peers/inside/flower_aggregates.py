@@ -2,7 +2,7 @@
 
     python flower_aggregates.py FOLDER
 
-FOLDER has `cases.json` (name, strategy, options, dtype, rounds, samples), and for each case `<name>.start.npz` and
+FOLDER has `cases.json` (name, strategy, options, rounds, samples), and for each case `<name>.start.npz` and
 `<name>.<round>.<silo>.npz`. It gets `<name>.<round>.theirs.npz`.
 """
 

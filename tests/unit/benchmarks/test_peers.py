@@ -6,13 +6,14 @@ import resource
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks.peers import equality, flare, flower, marks, processes
-from benchmarks.peers.equality import CASES, Difference
+from benchmarks.peers import cases, equality, flare, flower, marks, processes, recorded
+from benchmarks.peers.cases import CASES, Case, Difference
 from benchmarks.peers.marks import Marks
 from benchmarks.peers.plot import draw
 from benchmarks.peers.table import Outcome, Point, as_json, ratio, rows, text
@@ -136,33 +137,109 @@ def test_processes_are_gone_only_when_several_looks_find_none(monkeypatch: pytes
     assert next(looks, None) is None
 
 
-def test_models_differ_by_their_worst_tensor() -> None:
+def test_models_differ_by_their_worst_tensor_in_their_worst_round() -> None:
     theirs = {"a": np.array([100.0, 1.0]), "b": np.array(2.0), "none": np.zeros((0, 3))}
     ours = {"a": np.array([101.0, 1.0]), "b": np.array(2.5), "none": np.zeros((0, 3))}
 
-    assert equality.difference(ours, theirs) == Difference(1.0, 0.25)
+    assert cases.difference(ours, theirs) == Difference(1.0, 0.25)
+    assert cases.worst([(ours, theirs), (theirs, theirs)]) == Difference(1.0, 0.25)
+    assert cases.difference({**ours, "a": np.array([np.nan, 1.0])}, theirs) == Difference(np.inf, np.inf)
     with pytest.raises(ValueError, match="same tensors"):
-        equality.difference({"a": ours["a"]}, theirs)
+        cases.difference({"a": ours["a"]}, theirs)
+
+
+def named(label: str) -> Case:
+    return next(case for case in CASES if case.label == label)
 
 
 def test_a_pair_that_should_be_equal_and_is_not_is_told() -> None:
-    case = next(case for case in CASES if case.name == "fedavg")
+    case = named("fedavg-float64")
 
     assert equality.line(case, Difference(0.0, 1e-13))["verdict"] == "equal"
     assert equality.line(case, Difference(0.0, 1e-9))["verdict"] == "NOT EQUAL"
-    assert equality.line(replace(case, dtype="float32"), Difference(0.0, 1e-7))["verdict"] == "equal"
-    assert equality.line(replace(case, dtype="int64"), Difference(0.5, 0.1))["verdict"] == "equal"
-    assert equality.line(replace(case, dtype="int64"), Difference(0.6, 0.1))["verdict"] == "NOT EQUAL"
+    assert equality.line(named("fedavg-float32"), Difference(0.0, 1e-7))["verdict"] == "equal"
+    assert equality.line(named("fedavgm-float64"), Difference(0.0, 1e-7))["verdict"] == "equal"
+    assert equality.line(named("fedavg-integers-int64"), Difference(0.5, 0.1))["verdict"] == "equal"
+    assert equality.line(named("fedavg-integers-int64"), Difference(0.6, 0.1))["verdict"] == "NOT EQUAL"
     assert equality.line(replace(case, equal=False), Difference(0.0, 1.0))["verdict"] == "differs"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_ours_goes_through_every_case_with_the_options_that_it_names(case: equality.Case) -> None:
-    base, _ = equality.updates(case)
-    models = list(equality.ours(case))
+@pytest.mark.parametrize("case", [case for case in CASES if not case.equal], ids=lambda case: case.label)
+def test_ours_goes_through_every_case_that_differs_with_the_options_that_it_names(case: Case) -> None:
+    base, _ = cases.updates(case)
+    models = list(cases.ours(case))
 
-    assert len(models) == equality.ROUNDS
+    assert len(models) == cases.ROUNDS
     assert all(np.any(models[0][name] != base[name]) for name in ("matrix", "vector"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_every_number_of_the_updates_follows_from_its_place_and_the_seed(dtype: str) -> None:
+    """Said once more in integers, as `updates` documents it: whoever has PCG64 can make them."""
+    base, rounds = cases.updates(replace(named("fedavg-float64"), dtype=dtype))
+    sizes = {name: int(np.prod(shape)) for name, shape in cases.SHAPES.items()}
+    drawn = iter(np.random.PCG64(7).random_raw(sum(sizes.values()) * (1 + 4 * 7)).tolist())
+    scale = 1000 if dtype == "int64" else 1
+
+    def expected(around: dict[str, list[float]], width: float) -> dict[str, list[float]]:
+        return {
+            name: np.array([at + width * scale * ((next(drawn) >> 11) / 2**52 - 1) for at in column], dtype).tolist()
+            for name, column in around.items()
+        }
+
+    start = expected({name: [0.0] * size for name, size in sizes.items()}, 2.0)
+    assert {name: array.reshape(-1).tolist() for name, array in base.items()} == start
+    for models in rounds:
+        for model in models:
+            assert {name: array.reshape(-1).tolist() for name, array in model.items()} == expected(start, 0.5)
+    assert next(drawn, None) is None
+
+
+def test_what_flower_gave_is_read_as_it_was_written(tmp_path: Path) -> None:
+    live = {case.label: list(cases.ours(case)) for case in recorded.KEPT}
+    assert "cannot be read" in recorded.problems(live, tmp_path)[0]
+
+    for _ in range(2):
+        recorded.write(live, tmp_path)
+        assert recorded.problems(live, tmp_path) == []
+    assert (
+        recorded.read(tmp_path).outputs["krum-float32"][3]["matrix"].tolist()
+        == live["krum-float32"][3]["matrix"].tolist()
+    )
+
+
+def test_it_is_told_when_what_flower_gave_is_not_what_it_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = {case.label: list(cases.ours(case)) for case in recorded.KEPT}
+    recorded.write(live, tmp_path)
+    # What is kept in float32 lets ours be that far away, but not Flower from itself.
+    live["fedavgm-float64"][3] = {**live["fedavgm-float64"][3], "scalar": np.array(1.0)}
+    live["fedavg-float32"][0] = {
+        name: array * np.float32(1 + 1e-6) for name, array in live["fedavg-float32"][0].items()
+    }
+    live["median-float64"][0] = {name: array * (1 + 1e-9) for name, array in live["median-float64"][0].items()}
+    found = recorded.problems(live, tmp_path)
+    assert [problem.partition(" is ")[0] for problem in found] == ["fedavgm-float64", "median-float64"]
+
+    kept = recorded.read(tmp_path)
+    monkeypatch.setattr(recorded, "PINS", {"flwr": ("flwr==2.0.0",)})
+    given = {**kept.given, "krum-float64": "other", "gone": "none"}
+    del given["median-float32"]
+    assert recorded.outdated(replace(kept, given=given)) == [
+        f"it is of {', '.join(kept.pins)}, and the pins are flwr==2.0.0",
+        "gone is no case any more",
+        "krum-float64 is of other updates or options",
+        "median-float32 is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"flower": "FedMedian"}, {"options": {"x": 1}}, {"samples": cases.EVEN}, {"dtype": "float32"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_the_digest_is_of_all_that_flower_is_given(other: dict[str, Any]) -> None:
+    case = named("fedavg-float64")
+    assert recorded.digest(replace(case, **other)) != recorded.digest(case) == recorded.digest(case)
 
 
 def test_the_picture_has_each_framework_and_the_floor_where_they_were_measured() -> None:
