@@ -14,11 +14,9 @@ from messages.experiments import StartExperiment
 from messages.schemas import Role
 from orchestrator.aggregation.fold import blamed, check_needs
 from orchestrator.aggregation.named import strategy_named
-from orchestrator.aggregation.strategy import Facts, Strategy
+from orchestrator.aggregation.strategy import GREATEST_KEPT, Facts, Strategy
 
 _ROLES: Final = frozenset(get_args(Role))
-_GREATEST_KEPT: Final = 3.4e38
-"""What is kept is float32."""
 
 
 def admitted(request: StartExperiment) -> Strategy:
@@ -70,7 +68,7 @@ def _check_strategy(strategy: Strategy) -> None:
                     f"it keeps {name!r}: a name has lower-case letters, digits and hyphens, 40 at most; none of "
                     f"{', '.join(sorted(taken))}, which lie beside it"
                 )
-            if not math.isfinite(initial) or abs(initial) > _GREATEST_KEPT:
+            if not math.isfinite(initial) or abs(initial) > GREATEST_KEPT:
                 raise ValueError(f"{name} begins as {initial}, which is no finite float32")
             taken.add(name)
 

@@ -30,19 +30,20 @@ class Options:
 
     def number(
         self, name: str, default: float | None, *, least: float = -math.inf, above: float = -math.inf,
-        below: float = math.inf,
+        below: float = math.inf, most: float = math.inf,
     ) -> float:  # fmt: skip
         """A finite number within these limits; one without a default has to be given."""
         words = [
             *([f"{least:g} or more"] if least > -math.inf else []),
             *([f"above {above:g}"] if above > -math.inf else []),
             *([f"below {below:g}"] if below < math.inf else []),
+            *([f"{most:g} at most"] if most < math.inf else []),
         ]
         what = " ".join(["a number", " and ".join(words)]).strip()
         value = self._value(name, default, what)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise self.refusal(f"{name} is {what}, not {_shown(value)}.")
-        if value < least or value <= above or value >= below:
+        if value < least or value <= above or value >= below or value > most:
             raise self.refusal(f"{name} is {what}, not {_shown(value)}.")
         return float(value)
 

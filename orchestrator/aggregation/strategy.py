@@ -29,6 +29,8 @@ Wide = np.ndarray[Any, np.dtype[np.float64]]
 State = Mapping[str, Wide]
 BLOCK: Final = 1 << 15
 """Numbers worked on at a time, so that they stay in the processor's cache."""
+GREATEST_KEPT: Final = 3.4e38
+"""What a strategy keeps is float32: nothing in it begins as more."""
 _LIMIT: Final = 1 << 30
 
 

@@ -20,14 +20,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 
 from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategies.fedavg import FedAvg
-from orchestrator.aggregation.strategy import State, Wide
+from orchestrator.aggregation.strategy import GREATEST_KEPT, State, Wide
 from orchestrator.aggregation.weighing import Weighing
+
+_GREATEST_TAU: Final = 1.8e19
+"""Its square is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ class _Adaptive(FedAvg, ABC):
         server_lr = options.number("server_lr", 0.1, above=0)
         beta_1 = options.number("beta_1", cls._beta_1, least=0, below=1)
         beta_2 = options.number("beta_2", 0.99, least=0, below=1) if cls._has_beta_2 else 0.0
-        tau = options.number("tau", 1e-3, above=0)
-        variance = options.number("variance", None, least=0) if options.has("variance") else None
+        tau = options.number("tau", 1e-3, above=0, most=_GREATEST_TAU)
+        variance = options.number("variance", None, least=0, most=GREATEST_KEPT) if options.has("variance") else None
         options.end()
         return cls(weighing, server_lr, beta_1, beta_2, tau, variance)
 

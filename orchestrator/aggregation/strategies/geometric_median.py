@@ -35,6 +35,8 @@ from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategy import Cohort, Shares, Strategy
 from orchestrator.aggregation.weighing import UNIFORMLY, Weighing, Weighting
 
+_LEAST_SMOOTHING: Final = 1e-100
+"""Below, what is divided by it could be infinite."""
 _NOTHING: Final = 1e-100
 """Shares below count as 0: they are those of float64 numbers so huge that their distances are only bounded below."""
 _BALANCE: Final = 1e-3
@@ -55,7 +57,7 @@ class GeometricMedian(Strategy):
     @classmethod
     def from_options(cls, options: Options) -> Self:
         weighing = Weighing.from_options(options, Weighting.UNIFORM, clips=False)
-        smoothing = options.number("smoothing", 1e-6, above=0)
+        smoothing = options.number("smoothing", 1e-6, least=_LEAST_SMOOTHING)
         iterations = options.count("iterations", 1000, least=1, most=100_000)
         options.end()
         return cls(weighing, smoothing, iterations)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 from orchestrator.aggregation.columns import Columns
 from orchestrator.aggregation.options import Options
+
+_LEAST_FRACTION: Final = 1e-4
+"""No experiment has more than 10,000 silos: of fewer, less than this leaves nobody out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class TrimmedMean(Columns):
 
     @classmethod
     def from_options(cls, options: Options) -> Self:
-        fraction = options.number("fraction", None, above=0, below=0.5) if options.has("fraction") else None
+        fraction = (
+            options.number("fraction", None, least=_LEAST_FRACTION, below=0.5) if options.has("fraction") else None
+        )
         count = options.count("count", None, least=1) if options.has("count") else None
         options.end()
         if (fraction is None) == (count is None):

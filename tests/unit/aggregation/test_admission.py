@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from messages.errors import Poison
+from messages.errors import InvalidWeights, Poison
 from messages.experiments import StartExperiment
 from orchestrator.aggregation import (
     Facts,
@@ -70,14 +70,17 @@ def test_every_strategy_is_tried_here() -> None:
         ("fedadam", {"beta_1": 1}, "beta_1 is"),
         ("fedadam", {"tau": 0}, "tau is a number above 0"),
         ("fedadagrad", {"beta_2": 0.9}, "there is no option 'beta_2'"),
+        ("fedadam", {"tau": 1e20}, "tau is a number above 0 and 1.8e+19 at most, not 1e+20."),
+        ("fedadagrad", {"tau": 1e200}, "tau is a number above 0 and 1.8e+19 at most, not 1e+200."),
         ("fedyogi", {"variance": -1}, "variance is"),
+        ("fedyogi", {"variance": 1e39}, "variance is a number 0 or more and 3.4e+38 at most, not 1e+39."),
         ("fednova", {"clip": 1.0}, "there is no option 'clip'; it has: weighting."),
         ("scaffold", {"server_lr": 0}, "server_lr is"),
         ("scaffold", {"clip": 1.0}, "there is no option 'clip'"),
         ("median", {"weighting": "samples"}, "there is no option 'weighting'; it has: none."),
         ("trimmed-mean", {}, "Give either fraction"),
         ("trimmed-mean", {"fraction": 0.1, "count": 1}, "Give either fraction"),
-        ("trimmed-mean", {"fraction": 0.5}, "fraction is a number above 0 and below 0.5, not 0.5."),
+        ("trimmed-mean", {"fraction": 0.5}, "fraction is a number 0.0001 or more and below 0.5, not 0.5."),
         ("trimmed-mean", {"count": 0}, "count is a whole number, 1 or more and 10000 at most, not 0."),
         ("krum", {}, "it needs the option f, a whole number, 0 or more and 10000 at most."),
         ("krum", {"f": 1.0}, "f is a whole number"),
@@ -105,6 +108,29 @@ def test_options_that_make_no_sense_are_refused_with_what_to_write(
 def test_a_number_that_is_none_is_refused(number: float) -> None:
     with pytest.raises(Poison):
         strategy_named("fedavgm", {"server_lr": number})
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-320, 1e-200, 1e-9, 1.0, 1.8e19, 2e19, 3.4e38, 1e39, 1e200, 1.7e308])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        *[("fedprox", "mu"), ("fedavg", "clip"), ("fedavg", "clip_factor"), ("scaffold", "server_lr")],
+        *[("fedavgm", option) for option in ("server_lr", "momentum")],
+        *[("fedadagrad", option) for option in ("server_lr", "beta_1", "tau", "variance")],
+        *[(name, o) for name in ("fedadam", "fedyogi") for o in ("server_lr", "beta_1", "beta_2", "tau", "variance")],
+        *[("trimmed-mean", "fraction"), ("geometric-median", "smoothing")],
+    ],
+)
+def test_no_number_whatever_its_size_is_our_bug(name: str, option: str, value: float) -> None:
+    """Refused at the start, or admitted and summed, or refused by the name of what is wrong when it is summed."""
+    models, base = [{"w": np.full(2, float(n))} for n in range(5)], {"w": np.ones(2)}
+    try:
+        strategy = admitted(request(name, {option: value}))
+        for one in strategy.roles.values():
+            assert combine(one, models, base=base).model.keys() == {"w"}
+    except (Poison, InvalidWeights) as refused:
+        if refused.reason not in ("invalid-strategy-options", "too-few-updates", "not-finite"):
+            raise
 
 
 NEEDS: list[tuple[str, dict[str, Any], int]] = [
