@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from orchestrator.aggregation.admission import admit, admitted, least_updates
 from orchestrator.aggregation.distances import Distances
-from orchestrator.aggregation.in_memory import (
-    Combined,
-    combine,
+from orchestrator.aggregation.functions import (
     fedadagrad,
     fedadam,
     fedavg,
@@ -26,6 +24,7 @@ from orchestrator.aggregation.in_memory import (
     scaffold,
     trimmed_mean,
 )
+from orchestrator.aggregation.in_memory import Combined, combine
 from orchestrator.aggregation.named import strategy_named, supported
 from orchestrator.aggregation.options import Options
 from orchestrator.aggregation.strategies.fedavg import FedAvg

@@ -1,10 +1,6 @@
-"""Aggregation of models that are in memory: for notebooks, tests, and comparing. The driver's own arithmetic.
+"""Aggregation of models that are in memory, by any strategy, with the driver's own arithmetic.
 
-from orchestrator.aggregation import fedavg, fedadam, krum
-fedavg([{"w": a}, {"w": b}], samples=[10, 30])
-fedavg([{"w": a}, {"w": b}], weights=[0.5, 2])
-model, state = fedadam(models, samples=samples, base=base, state=state, server_lr=0.05)
-krum(models, base=base, f=1)
+`functions` has one for each strategy that comes with Silobus.
 """
 
 from __future__ import annotations
@@ -12,16 +8,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
 
 import numpy as np
 
 from messages.errors import InvalidWeights
-from messages.fields import Scalar
 from messages.safetensors_layout import CODES, FLOATING, Layout, WeightsFault
 from orchestrator.aggregation.distances import Gram
 from orchestrator.aggregation.fold import Form, Sum
-from orchestrator.aggregation.named import strategy_named
 from orchestrator.aggregation.strategy import Array, Cohort, Facts, Strategy
 
 Model = dict[str, Array]
@@ -62,7 +55,7 @@ def combine(
     count = len(models)
     samples = [1] * count if samples is None else _whole(samples, "samples")
     steps = [0] * count if steps is None else _whole(steps, "steps")
-    silos = _names(count) if silos is None else silos
+    silos = [str(index) for index in range(count)] if silos is None else silos
     if not models or not len(samples) == len(steps) == len(silos) == count:
         raise ValueError(
             f"{count} models, {len(samples)} numbers of samples, {len(steps)} of steps and {len(silos)} names; there "
@@ -101,125 +94,6 @@ def combine(
     for what, found in (("the result", new), *((f"the strategy's {name}", values) for name, values in kept.items())):
         _check_finite(found, what)
     return Combined(new, kept)
-
-
-class Stateless(Protocol):
-    """A strategy as a function: its next weights."""
-
-    def __call__(
-        self,
-        models: Models,
-        *,
-        samples: Sequence[int] | None = None,
-        steps: Sequence[int] | None = None,
-        base: Mapping[str, Array] | None = None,
-        weights: Sequence[float] | None = None,
-        **options: Scalar,
-    ) -> Model:
-        """See `combine`; `options` are those that an experiment gives, `weights` what each model counts by."""
-        ...
-
-
-class Stateful(Protocol):
-    """A strategy as a function: its next weights, and what it wants to be given with the next round."""
-
-    def __call__(
-        self,
-        models: Models,
-        *,
-        samples: Sequence[int] | None = None,
-        base: Mapping[str, Array],
-        state: Mapping[str, Mapping[str, Array]] | None = None,
-        weights: Sequence[float] | None = None,
-        **options: Scalar,
-    ) -> tuple[Model, State]:
-        """See `combine`; `options` are those that an experiment gives, `weights` what each model counts by."""
-        ...
-
-
-def _stateless(name: str) -> Stateless:
-    def function(
-        models: Models,
-        *,
-        samples: Sequence[int] | None = None,
-        steps: Sequence[int] | None = None,
-        base: Mapping[str, Array] | None = None,
-        weights: Sequence[float] | None = None,
-        **options: Scalar,
-    ) -> Model:
-        strategy = _weighing(name, options, weights, len(models))
-        return combine(strategy, models, samples=samples, steps=steps, base=base).model
-
-    function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
-    return function
-
-
-def _stateful(name: str) -> Stateful:
-    def function(
-        models: Models,
-        *,
-        samples: Sequence[int] | None = None,
-        base: Mapping[str, Array],
-        state: Mapping[str, Mapping[str, Array]] | None = None,
-        weights: Sequence[float] | None = None,
-        **options: Scalar,
-    ) -> tuple[Model, State]:
-        strategy = _weighing(name, options, weights, len(models))
-        made = combine(strategy, models, samples=samples, base=base, state=state)
-        return made.model, made.state
-
-    function.__doc__ = f"Strategy {name} on models in memory. {combine.__doc__}"
-    return function
-
-
-fedavg: Final = _stateless("fedavg")
-fedprox: Final = _stateless("fedprox")
-fednova: Final = _stateless("fednova")
-median: Final = _stateless("median")
-trimmed_mean: Final = _stateless("trimmed-mean")
-krum: Final = _stateless("krum")
-multi_krum: Final = _stateless("multi-krum")
-geometric_median: Final = _stateless("geometric-median")
-fedavgm: Final = _stateful("fedavgm")
-fedadagrad: Final = _stateful("fedadagrad")
-fedadam: Final = _stateful("fedadam")
-fedyogi: Final = _stateful("fedyogi")
-
-
-def scaffold(
-    models: Models,
-    changes: Models,
-    *,
-    samples: Sequence[int] | None = None,
-    base: Mapping[str, Array],
-    control: Mapping[str, Array] | None = None,
-    members: int | None = None,
-    weights: Sequence[float] | None = None,
-    **options: Scalar,
-) -> tuple[Model, Model]:
-    """SCAFFOLD's server on models in memory: the next weights, and the next control variate.
-
-    `changes` are the silos' Δcᵢ, `control` is the server's (None: 0), `members` N when not all silos were asked.
-    Without `samples` each silo counts 1, whatever the option `weighting` says, but for what `weights` says.
-    """
-    roles = _weighing("scaffold", options, weights, len(models)).roles
-    made = combine(roles["weights"], models, samples=samples, base=base)
-    controls = combine(roles["control"], changes, samples=samples, base=control, form="delta", members=members)
-    return made.model, controls.model
-
-
-def _names(count: int) -> list[str]:
-    return [str(index) for index in range(count)]
-
-
-def _weighing(name: str, options: Mapping[str, Scalar], weights: Sequence[float] | None, count: int) -> Strategy:
-    """The strategy; where `weights` are given, with the option that has them count. Raises Poison, ValueError."""
-    if weights is None:
-        return strategy_named(name, options)
-    given = [float(weight) for weight in weights]
-    if len(given) != count or not all(0 < weight <= 1e12 for weight in given):
-        raise ValueError(f"{len(given)} weights for {count} models; there is one for each, above 0 and 1e12 at most")
-    return strategy_named(name, {"weighting": "given", **options}, dict(zip(_names(count), given, strict=True)))
 
 
 def _whole(numbers: Sequence[int], what: str) -> list[int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
+import re
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 
 from messages.errors import InvalidWeights, Poison
+from orchestrator import aggregation
 from orchestrator.aggregation import (
     combine,
     fedadam,
@@ -19,11 +24,43 @@ from orchestrator.aggregation import (
     median,
     scaffold,
     strategy_named,
+    supported,
     trimmed_mean,
 )
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "fedprox": {"mu": 0.1},
+    "trimmed-mean": {"count": 1},
+    "krum": {"f": 0},
+    "multi-krum": {"f": 0, "m": 1},
+}
+"""Options that have no default."""
 TWO = [{"w": np.array([0.0, 8.0])}, {"w": np.array([4.0, 0.0])}]
 BASE = {"w": np.zeros(2)}
+
+
+@pytest.mark.parametrize("name", supported())
+def test_each_strategy_is_a_function_with_a_name_and_a_page_of_its_own(name: str) -> None:
+    exported = name.replace("-", "_")
+    function: Callable[..., Any] = getattr(aggregation, exported)
+    assert (function.__name__, function.__qualname__) == (exported, exported)
+    assert function.__module__ == "orchestrator.aggregation.functions"
+    assert pickle.loads(pickle.dumps(function)) is function  # noqa: S301  # made here
+    page = inspect.getdoc(function) or ""
+    assert all(word in page for word in ("Returns the next weights", "shapes and dtypes", "Raises ValueError"))
+    with pytest.raises(Poison) as caught:
+        strategy_named(name, {**NEEDED.get(name, {}), "nonsense": 1})
+    known = caught.value.description.removesuffix(".").rpartition("it has: ")[2]
+    strategy = strategy_named(name, NEEDED.get(name, {}))
+    for option in known.split(", ") if known != "none" else []:
+        assert f"`{option}`" in page
+        default = getattr(strategy, option, None)
+        if default is not None and option not in NEEDED.get(name, {}) and name != "trimmed-mean":
+            shown = re.search(rf"`{option}` \(([\d.e-]+)\)", page)
+            assert shown
+            assert float(shown[1]) == default
+    takes_weights = "weighting" in known
+    assert takes_weights != ("no `weights`" in page.lower())
 
 
 def test_samples_may_be_an_array() -> None:
