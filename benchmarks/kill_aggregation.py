@@ -7,7 +7,7 @@ Each try is a process that takes updates in another order of arrival and sums th
 scratch directory, then into the store, by digest. It is killed (SIGKILL) when the file in scratch has reached a size
 drawn beforehand, and once more at the end, when the file is whole and not yet in the store. After each kill another
 process sums to its end and must make the same blobs, the weights and what the strategy keeps; scratch must be empty and
-the store hold nothing else.
+the store hold nothing else. A process that came to its end before it was killed shows nothing: it is tried again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ TENSORS: Final = 8
 RUN: Final = "kill_00000000"
 _PIECE: Final = 1 << 20
 _LOOK: Final = 0.002
+_TRIES: Final = 5
+"""For each kill: a small sum can be over between two looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,27 @@ def kill_at(process: subprocess.Popen[str], scratch: Path, size: int) -> int | N
     return None
 
 
+def kill_one(root: Path, updates: Sequence[Update], asked: Asked, draws: random.Random, size: int) -> int:
+    """Kills a sum once its file has `size` bytes, and says how many there were. The last sum is deleted first.
+
+    Raises SystemExit when every try was missed, or a process failed by itself.
+    """
+    for _ in range(_TRIES):
+        for blob in (root / "store" / names.GLOBAL).rglob("*.safetensors"):
+            blob.unlink()
+        process = start(root, updates, asked, draws)
+        if (reached := kill_at(process, root / "scratch", size)) is not None:
+            return reached
+        if process.returncode:
+            raise SystemExit(f"a sum failed with exit status {process.returncode}")
+    raise SystemExit(
+        f"{_TRIES} sums came to their end before they were killed at {size:,} bytes, so nothing was shown. Give more "
+        "--megabytes, or run it where less goes on."
+    )
+
+
 def run(root: Path, megabytes: float, kills: int, asked: Asked | None = None, seed: int = 0) -> dict[str, Any]:
-    """All kills. Raises SystemExit when bytes differ, or something is left behind."""
+    """All kills. Raises SystemExit when bytes differ, something is left behind, or a kill was missed each time."""
     asked = asked or Asked()
     floats = round(megabytes * 1_000_000 / 4) // TENSORS * TENSORS
     updates = asyncio.run(prepare(root, floats))
@@ -151,14 +172,10 @@ def run(root: Path, megabytes: float, kills: int, asked: Asked | None = None, se
     blobs = [root / "store" / names.GLOBAL / names.weights_blob(RUN, 1, digest) for digest in made.values()]
     killed: list[float] = []
     for number in range(kills):
-        for blob in blobs:
-            blob.unlink()
         # From nothing written to everything written: in the last one the whole file is there, and not in the store.
         share = number / max(1, kills - 1)
-        process = start(root, updates, asked, draws)
-        reached = kill_at(process, root / "scratch", max(1, int(share * updates[0].bytes)))
-        if reached is not None:
-            killed.append(round(reached / updates[0].bytes, 3))
+        reached = kill_one(root, updates, asked, draws, max(1, int(share * updates[0].bytes)))
+        killed.append(round(reached / updates[0].bytes, 3))
         again = _finished(start(root, updates, asked, draws))
         left = [str(path) for path in (root / "scratch").iterdir()]
         there = sorted(path.name for path in (root / "store" / names.GLOBAL).rglob("*.safetensors"))
