@@ -31,7 +31,7 @@ from orchestrator.store import Documents
 
 _LAYOUTS: Final = 16
 _PIECE: Final = 4 << 20
-_VERIFIED_AT_ONCE: Final = 4
+_VERIFIED_AT_ONCE: Final = 3
 """Updates read at the same time, from however many silos: memory must not grow with their number."""
 
 

@@ -49,7 +49,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes per second: of one core while the others rest, or of all of them together."""
+    """Bytes per second, the best of three tries: of one core while the others rest, or of all of them together."""
 
     hash: float
     read: float
@@ -113,10 +113,10 @@ class Speeds:
             written, durable = seconds(write), seconds(make_durable)
             return cls(
                 hash=cores * size / min(seconds(hash_all)),
-                write=cores * size * _TRIES / sum(written),
+                write=cores * size / min(written),
                 read=cores * size / min(seconds(read)),
                 add=cores * size / min(seconds(add)),
-                disk=cores * size * _TRIES / (sum(written) + sum(durable)),
+                disk=cores * size / min(map(sum, zip(written, durable, strict=True))),
             )
 
 

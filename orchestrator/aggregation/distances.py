@@ -88,11 +88,6 @@ class Gram:
         self._total, self._product = np.zeros((silos, silos)), np.empty((silos, silos))
         self._rows = np.empty((silos, self.block))
 
-    @property
-    def bytes(self) -> int:
-        """What it takes up, with what is made of it at the end."""
-        return self._rows.nbytes + 6 * self._total.nbytes
-
     def add(self, chunks: Sequence[Array], base: Array | None) -> None:
         """The same chunk of every update: weights, or with no `base` changes."""
         clips = any(chunk.dtype == np.float64 for chunk in chunks)
@@ -111,6 +106,11 @@ class Gram:
         """What came of all chunks."""
         upper = np.triu(self._total)
         return Distances(upper + np.triu(self._total, 1).T)
+
+
+def gram_bytes(silos: int) -> int:
+    """What a `Gram` takes up, with what is made of it at the end: beyond some hundred silos, their square counts."""
+    return 8 * (silos * _block(silos) + 6 * silos * silos)
 
 
 def _block(silos: int) -> int:

@@ -21,7 +21,7 @@ from messages.errors import InvalidWeights, Poison
 from messages.ports import Store
 from messages.weights import FLOATING, Layout, Scan, WeightsFault, Writer
 from orchestrator.aggregation.aside import one_aside, to_its_end
-from orchestrator.aggregation.distances import Distances, Gram
+from orchestrator.aggregation.distances import Distances, Gram, gram_bytes
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.plan import Piece, batches
 from orchestrator.aggregation.reading import (
@@ -44,12 +44,16 @@ _ROWS_BESIDES: Final = 9 + READS_AHEAD
 ahead, integers' second half, and what the allocator of each thread keeps of them for the next. 8 bytes at most each."""
 _ROWS_KEPT: Final = 3
 """The same, for each thing that a strategy keeps."""
-_BESIDES_ALL: Final = 8 << 20
+_BESIDES_ALL: Final = 10 << 20
 """Bytes that any sum takes, as measured: threads, their allocators, what a writer gathers."""
+_BESIDES_KEPT: Final = 3 << 20
+"""The same, for each thing that a strategy keeps: a writer more."""
 _MOST_NUMBERS: Final = 1 << 19
 _ADDED_AT_ONCE: Final = 3
 """Updates for which it takes a thread once."""
 _LEAST_NUMBERS: Final = 1 << 10
+_LEAST_BUDGET: Final = 16 << 20
+"""What settings allow at least: whoever gives less gets short chunks, and no refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +175,17 @@ async def measure(
 async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opened], memory_budget: int) -> Distances:
     """One pass over the floating tensors of all updates, which are deltas where there is no base."""
     silos = len(updates)
+    needed = gram_bytes(silos)
+    if needed > max(memory_budget, _LEAST_BUDGET) - _BESIDES_ALL:
+        raise Poison(
+            "memory-budget-too-small",
+            f"To compare {silos} updates with each other takes {needed + _BESIDES_ALL >> 20} MiB, more than the "
+            f"orchestrator's memory_budget of {memory_budget >> 20}. Give it more (silobus orchestrator "
+            "--memory-budget), ask fewer silos (sampling), or use a strategy and checks that compare none.",
+        )
     gram, memory = Gram(silos), Memory()
     floating = [spec for spec in layout.in_file_order if spec.dtype in FLOATING]
-    numbers = _numbers(silos, memory_budget - gram.bytes, gram.block)
+    numbers = _numbers(silos, memory_budget - needed - _BESIDES_ALL, gram.block)
     plan = await asyncio.to_thread(list, batches(floating, numbers, gram.block))
     sources = [*([base] if base else []), *updates]
     jobs = (source.reading(batch, memory) for batch in plan for source in sources)
@@ -194,7 +206,7 @@ async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opene
 async def _sum(round_: _Round, task: Sum, writers: Mapping[str | None, Writer], memory_budget: int) -> None:
     strategy, memory = round_.strategy, Memory()
     rows = 2 * strategy.rows(len(round_.updates)) + _ROWS_KEPT * len(strategy.state)  # of this batch and the last
-    numbers = _numbers(rows, memory_budget)
+    numbers = _numbers(rows, memory_budget - _BESIDES_ALL - _BESIDES_KEPT * len(strategy.state))
     plan = await asyncio.to_thread(list, batches(round_.layout.in_file_order, numbers))
     base = round_.base if task.reads_base else None
     plain, floating = [*([base] if base else []), *round_.updates], list(round_.kept.values())
@@ -230,9 +242,8 @@ def _floating(layout: Layout, batch: Sequence[Piece]) -> list[Piece]:
     return [piece for piece in batch if layout.by_name[piece.tensor].dtype in FLOATING]
 
 
-def _numbers(rows: int, memory_budget: int, least: int = _LEAST_NUMBERS) -> int:
-    """How many numbers a batch may have, when so many more are held for each of them."""
-    room = max(memory_budget - _BESIDES_ALL, memory_budget // 4)
+def _numbers(rows: int, room: int, least: int = _LEAST_NUMBERS) -> int:
+    """How many numbers a batch may have in so many bytes, when so many more are held for each of them."""
     return max(least, min(_MOST_NUMBERS, room // (8 * (rows + _ROWS_BESIDES))))
 
 
