@@ -6,7 +6,8 @@ with Flower itself, by the same; with `--write` it replaces what is kept.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from benchmarks.peers import recorded
 from benchmarks.peers.cases import CASES, NOT_IN_FLOWER, Case, Model, ours, updates, worst
 from messages import names, weights
+from messages.fields import Scalar
 from messages.transport.memory_store import MemoryStore
 from orchestrator.aggregation import strategy_named, supported
 from orchestrator.aggregation.driver import Source, aggregate
@@ -37,6 +39,29 @@ def test_ours_is_what_flower_gave(case: Case) -> None:
 @pytest.mark.parametrize("case", recorded.KEPT, ids=lambda case: case.label)
 async def test_ours_streamed_is_what_flower_gave(tmp_path: Path, case: Case) -> None:
     compare(case, [model async for model in streamed(case, tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("fedavg", {"weighting": "uniform"}),
+        ("fedavgm", {"momentum": 0.90001}),
+        ("fedavgm", {"server_lr": 0.70001}),
+        *((name, {"tau": 1.01e-3}) for name in ("fedadagrad", "fedadam", "fedyogi")),
+        *((name, {"variance": 1e-7}) for name in ("fedadagrad", "fedadam", "fedyogi")),
+        *((name, {beta: 0.90001}) for name in ("fedadam", "fedyogi") for beta in ("beta_1", "beta_2")),
+        ("trimmed-mean", {"fraction": 0.3}),
+        ("krum", {"f": 1}),
+        ("multi-krum", {"f": 1}),
+        ("multi-krum", {"m": 3}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_with_another_option_it_is_not_what_flower_gave(name: str, other: Mapping[str, Scalar], dtype: str) -> None:
+    """So that the updates can tell: with some, Krum would choose the same whatever it counts."""
+    case = next(case for case in recorded.KEPT if case.label == f"{name}-{dtype}")
+    models = ours(replace(case, our_options=lambda number: {**case.our_options(number), **other}))
+    assert not case.passes(worst(zip(models, FLOWER.outputs[case.label], strict=True)))
 
 
 async def streamed(case: Case, folder: Path) -> AsyncIterator[Model]:

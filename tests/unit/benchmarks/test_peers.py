@@ -158,7 +158,8 @@ def test_a_pair_that_should_be_equal_and_is_not_is_told() -> None:
     assert equality.line(case, Difference(0.0, 1e-13))["verdict"] == "equal"
     assert equality.line(case, Difference(0.0, 1e-9))["verdict"] == "NOT EQUAL"
     assert equality.line(named("fedavg-float32"), Difference(0.0, 1e-7))["verdict"] == "equal"
-    assert equality.line(named("fedavgm-float64"), Difference(0.0, 1e-7))["verdict"] == "equal"
+    assert equality.line(named("fedavgm-float64"), Difference(0.0, 1e-8))["verdict"] == "equal"
+    assert equality.line(named("fedavgm-float64"), Difference(0.0, 1e-6))["verdict"] == "NOT EQUAL"
     assert equality.line(named("fedavg-integers-int64"), Difference(0.5, 0.1))["verdict"] == "equal"
     assert equality.line(named("fedavg-integers-int64"), Difference(0.6, 0.1))["verdict"] == "NOT EQUAL"
     assert equality.line(replace(case, equal=False), Difference(0.0, 1.0))["verdict"] == "differs"
@@ -178,7 +179,7 @@ def test_every_number_of_the_updates_follows_from_its_place_and_the_seed(dtype: 
     """Said once more in integers, as `updates` documents it: whoever has PCG64 can make them."""
     base, rounds = cases.updates(replace(named("fedavg-float64"), dtype=dtype))
     sizes = {name: int(np.prod(shape)) for name, shape in cases.SHAPES.items()}
-    drawn = iter(np.random.PCG64(7).random_raw(sum(sizes.values()) * (1 + 4 * 7)).tolist())
+    drawn = iter(np.random.PCG64(4).random_raw(sum(sizes.values()) * (1 + 4 * 7)).tolist())
     scale = 1000 if dtype == "int64" else 1
 
     def expected(around: dict[str, list[float]], width: float) -> dict[str, list[float]]:
