@@ -15,7 +15,7 @@ import typer
 
 from messages.errors import NotFound
 from messages.ports import Store
-from orchestrator.cli import checked
+from orchestrator.cli import asked, checked
 from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
@@ -159,13 +159,11 @@ def _detail(standing: Standing) -> None:
         return
     say(f"run          {run.id}")
     say(f"task         {run.request.task}")
+    for label, words in asked.lines(run):
+        say(f"{label:<12} {words}")
     say(f"round        {round_of(standing)} of {run.request.rounds}; {phase_of(standing)}")
     if waits := waiting_for(standing):
         say(f"waiting for  {waits}")
-    if run.seed is not None:
-        say(f"sample       {run.request.asked(len(run.silos))} of {len(run.silos)} silos a round, seed {run.seed}")
-    if run.request.checks is not None:
-        say(f"checks       {checked.bounds(run.request.checks)}")
     if found_kept := kept(standing.retained):
         say(f"kept         {found_kept}")
     for name in standing.unreadable:

@@ -203,6 +203,7 @@ def as_json(standing: Standing) -> dict[str, Any]:
         "summing_for": summing_for(standing),
         "quorum": _quorum(standing),
         "seed": run.seed if run else None,
+        "request": run.request.model_dump(mode="json") if run else None,
         "asked": list(standing.state.asked) if isinstance(standing.state, Collecting) else None,
         "silos": {silo: _silo(standing, silo) for silo in standing.silos},
         "metrics": latest_metrics(standing),

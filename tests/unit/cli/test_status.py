@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from messages import names
+from messages.experiments import StartExperiment
 from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat, SiloHello
 from messages.transport.directory import DirectoryStore
 from orchestrator.cli.awaiting import waiting_for
@@ -295,6 +296,47 @@ def test_the_words_of_a_run_say_paces_sample_and_who_takes_part_no_longer(silobu
     assert "sample       1 of 2 silos a round, seed 7" in words
     assert "no longer" in words
     assert re.search(r"north .* 4 ", words)
+
+
+def test_how_a_model_is_made_is_shown(silobus: Federation) -> None:
+    asked = {
+        "strategy": {"name": "fedadam", "options": {"server_lr": 0.05, "clip_factor": 2.0}},
+        "transfer": {"form": "delta", "dtype": "bfloat16"},
+        "share": ["*", "!head.*"],
+        "hyperparameters": {"lr": {"by_round": {1: 0.1, 5: 0.01}}, "optimizer": "sgd"},
+        "overrides": {"south": {"lr": 1}},
+    }
+    state = training(strategys_hyperparameters={"proximal_mu": 0.5}, **asked)
+    silobus.save("exp", state)
+
+    words = silobus("status", "exp").stdout
+    request = json.loads(silobus("status", "exp", "--json").stdout)["request"]
+
+    assert "strategy     fedadam, server_lr 0.05, clip_factor 2.0\n" in words
+    assert "trains with  proximal_mu 0.5, lr 0.1 (from round 5 0.01), optimizer sgd; south: lr 1\n" in words
+    assert "transfer     delta, bfloat16\n" in words
+    assert "share        * !head.*\n" in words
+    assert StartExperiment.model_validate_json(json.dumps(request)) == state.run.request
+
+
+def test_of_how_a_model_is_made_what_goes_without_saying_is_not_said(silobus: Federation) -> None:
+    silobus.save("exp", training())
+
+    words = silobus("status", "exp").stdout
+
+    assert "strategy     fedavg\n" in words
+    assert not re.search("^(trains with|transfer|share) ", words, re.MULTILINE)
+
+
+def test_of_many_weights_some_are_named(silobus: Federation) -> None:
+    silos = [f"s{number:02}" for number in range(12)]
+    strategy = {"name": "fedavg", "options": {"weighting": "given"}, "weights": dict.fromkeys(silos, 2.5)}
+    silobus.save("exp", training(silos=silos, enrolled=silos, offering=silos, strategy=strategy))
+
+    words = silobus("status", "exp").stdout
+
+    assert "strategy     fedavg, weighting given, weights s00 2.5, s01 2.5, " in words
+    assert "s09 2.5, and 2 more\n" in words
 
 
 def test_a_round_waits_for_those_who_have_not_answered() -> None:
