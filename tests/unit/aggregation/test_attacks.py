@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from messages.errors import Poison
-from orchestrator.aggregation import combine, strategy_named
+from orchestrator.aggregation import Cohort, Facts, combine, strategy_named
 from orchestrator.aggregation.distances import GRAM_BLOCK, Distances, Gram
 from orchestrator.aggregation.strategies.geometric_median import nearest_half, weiszfeld
 from tests.unit.aggregation.models import Array, Model
@@ -152,6 +152,25 @@ def test_where_chunks_are_cut_changes_no_bit_of_the_products() -> None:
 def test_no_change_at_all_has_no_direction() -> None:
     found = distances(np.array([[0.0, 0.0], [1.0, 0.0]]))
     assert found.cosines.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fedavg", {"clip": 20.0}), ("fedavg", {"clip_factor": 0.9}), ("geometric-median", {})],
+    ids=["clip", "clip_factor", "geometric median"],
+)
+def test_what_processors_multiply_differently_reaches_no_share(name: str, options: dict[str, Any]) -> None:
+    """The last bits of products are BLAS's: of another processor, and of another order in which it adds up."""
+    rng = np.random.default_rng(4)
+    rows = rng.integers(-9, 10, size=(7, 40))
+    inner = (rows @ rows.T).astype(np.float64)
+    facts = tuple(Facts(str(index), 1 + index, 1) for index in range(7))
+    strategy, shares = strategy_named(name, options), set()
+    for _ in range(20):
+        upper = np.triu(rng.choice([-1e-15, 0.0, 1e-15], inner.shape))
+        moved = Distances(inner * (1 + upper + np.triu(upper, 1).T))
+        shares.add(strategy.weigh(Cohort(facts, 7, moved)).floats)
+    assert len(shares) == 1
 
 
 # --- the geometric median ----------------------------------------------------------------------------------------
