@@ -95,21 +95,20 @@ class Life:
 def life_of(standing: Standing, state: Collecting, silo: str) -> Life:
     """What was heard of a silo that owes the open round an answer."""
     presence = standing.presence.get(silo)
-    beat = presence.heartbeats.get(state.run.id) if presence else None
-    if beat is not None and beat.round != state.round:
-        beat = None
     asked_at = state.announced_at or state.opened_at
-    heard_at, every = asked_at, EVERY
+    heard_at, every, beat = asked_at, EVERY, None
     if presence is not None:
         if presence.hello is not None and presence.hello_at is not None:
             heard_at, every = max(heard_at, presence.hello_at), presence.hello.heartbeat
-        if beat is not None:
-            beat_at = presence.heartbeats_at.get(state.run.id, presence.seen_at)
-            hello_at = presence.hello_at
-            if hello_at is not None and hello_at > beat_at:
-                beat = None  # that was another agent, which this one has replaced
-            else:
-                heard_at, every = beat_at, beat.every
+        sign = presence.heartbeats.get(state.run.id)
+        sign_at = presence.heartbeats_at.get(state.run.id, presence.seen_at)
+        replaced = presence.hello_at is not None and presence.hello_at > sign_at  # it was another agent's
+        if sign is not None and not replaced:
+            every = sign.every
+            # A sign that is older than the announcement is of work that may be over. The first one has no such signs,
+            # however the clocks of bus and orchestrator differ.
+            if sign.round == state.round and (state.announcement == 1 or sign_at >= asked_at):
+                beat, heard_at = sign, max(heard_at, sign_at)
     longest = SIGNS * max(every, attendance.EVERY)
     silent = max(0.0, (standing.read_at - heard_at).total_seconds())
     seen_at = max(heard_at, presence.seen_at) if presence else heard_at
