@@ -201,6 +201,15 @@ def test_where_it_begins_does_not_change_where_it_ends() -> None:
     np.testing.assert_allclose(weiszfeld(distances(rows), even(9), 1e-6, 1000) @ rows, point, atol=1e-9)
 
 
+def test_who_claims_the_most_samples_is_the_geometric_median_only_where_samples_count() -> None:
+    base, models, truth = given(copies, 7, 1)
+    samples = [1_000_000, *[10] * 6]
+    for options, is_held in (({}, True), ({"weighting": "samples"}, False)):
+        strategy = strategy_named("geometric-median", options)
+        made = combine(strategy, models, samples=samples, base=base).model["w"]
+        assert (off(made, base["w"], truth) < 0.35) is is_held
+
+
 def test_what_is_not_found_in_time_is_refused_and_not_published() -> None:
     base, models, _ = given(sign_flips, 11, 5)
     for iterations, is_enough in ((1, False), (5, False), (100, True)):
