@@ -11,6 +11,7 @@ stays in their queues, where `listening` looks for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ from typing import Any, Final, assert_never
 from messages.schemas import Purpose
 from orchestrator import presence as attendance
 from orchestrator.cli.standing import Standing, Unread
-from orchestrator.experiment.announcing import awaited
+from orchestrator.experiment.announcing import awaited, has_answered
 from orchestrator.experiment.state import (
     Aggregating,
     Collecting,
@@ -46,6 +47,9 @@ SUMMING: Final = 120.0
 
 NAMED: Final = 12
 """Silos that are named where a round waits for more; those that are gone first."""
+
+REASONS: Final = 3
+"""Reasons that are named where silos did not give an update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,8 @@ def in_open_round(standing: Standing, state: Collecting, silo: str) -> str:
             return f"declined: {reason}"
         case Failed(reason=reason) if silo not in awaited(state):
             return f"failed: {reason}"
+        case Failed(reason=reason):
+            return f"{life_of(standing, state, silo).words}; before that it failed: {reason}"
         case _ if silo in awaited(state):
             return life_of(standing, state, silo).words
         case _:
@@ -219,11 +225,10 @@ def _late(standing: Standing) -> str:
 
 def _who(standing: Standing, state: Collecting) -> str:
     what = {Purpose.INITIALISE: "initial weights", Purpose.EVALUATE: "metrics"}.get(state.purpose, "updates")
-    have = sum(isinstance(answer, Updated) for answer in state.answers.values())
-    count = f"has {have}, needs {state.quorum}"
+    count = f"has {_updates(state)}, needs {state.quorum}{_in_vain(state)}"
     open_silos = awaited(state)
     if not open_silos:
-        return f"the deadline ({count})"
+        return f"the {'next try' if _out_of_reach(state) else 'deadline'} ({count})"
     lives = {silo: life_of(standing, state, silo) for silo in open_silos}
     gone = [silo for silo in open_silos if lives[silo].gone]
     shown = [*gone, *(silo for silo in open_silos if silo not in gone)][:NAMED]
@@ -231,6 +236,37 @@ def _who(standing: Standing, state: Collecting) -> str:
     if more := len(open_silos) - len(shown):
         words.append(f"{more} more")
     return f"{what} from {len(open_silos)} of {len(state.asked)}: {', '.join(words)} ({count}){_unread(lives)}"
+
+
+def _updates(state: Collecting) -> int:
+    return sum(isinstance(answer, Updated) for answer in state.answers.values())
+
+
+def _out_of_reach(state: Collecting) -> bool:
+    """Whether no quorum can come of this announcement any more, and there is another after it."""
+    again = state.purpose is Purpose.TRAIN and state.reminded < state.run.request.quorum.reminders
+    return again and _updates(state) + len(awaited(state)) < state.quorum
+
+
+def _in_vain(state: Collecting) -> str:
+    """What was answered instead of an update, and by how many; the most frequent first."""
+    found: Counter[str] = Counter()
+    for silo, answer in state.answers.items():
+        match answer:
+            case Failed(reason=reason):
+                found[f"failed{'' if has_answered(state, silo) else ' before'}: {reason}"] += 1
+            case Declined(reason=reason):
+                found[f"declined: {reason}"] += 1
+            case LeftOut():
+                found["left out"] += 1
+            case Updated():
+                pass
+            case _:
+                assert_never(answer)
+    words = [f"{number} {what}" for what, number in found.most_common(REASONS)]
+    if more := found.total() - sum(number for _, number in found.most_common(REASONS)):
+        words.append(f"{more} more without an update")
+    return f"; {', '.join(words)}" if words else ""
 
 
 def _unread(lives: Mapping[str, Life]) -> str:
@@ -254,14 +290,17 @@ def _what_then(state: Collecting) -> str:
     quorum = state.run.request.quorum
     if state.grace_until is not None:
         return f"closes at the end of the grace, {state.grace_until:%Y-%m-%d %H:%M:%S} UTC"
+    left = quorum.reminders - state.reminded
+    if _out_of_reach(state):
+        which = "too few for a quorum, so the next try" if awaited(state) else "it"
+        return f"{which} is at {state.deadline:%Y-%m-%d %H:%M:%S} UTC ({left} left)"
     deadline = f"at the deadline, {state.deadline:%Y-%m-%d %H:%M:%S} UTC"
     match state.purpose:
         case Purpose.INITIALISE:
             return f"{deadline}, another silo is asked, or the same again"
         case Purpose.EVALUATE:
             return f"closes {deadline}"
-        case Purpose.TRAIN if state.reminded >= quorum.reminders:
+        case Purpose.TRAIN if left <= 0:
             return f"{deadline}, it closes with a quorum, and fails without"
         case Purpose.TRAIN:
-            left = quorum.reminders - state.reminded
             return f"{deadline}, it closes with a quorum, and is announced again without ({left} times at most)"

@@ -7,9 +7,9 @@ from orchestrator.cli.standing import Standing
 from orchestrator.cli.wording import as_json
 from orchestrator.documents import Presence
 from orchestrator.experiment.collecting import announce_again
-from orchestrator.experiment.state import Collecting, State
+from orchestrator.experiment.state import Collecting, Failed, State
 from tests.unit.cli.test_status import LOOKED, beating
-from tests.unit.experiment.given import after, at, collecting, failed, training
+from tests.unit.experiment.given import after, at, collecting, declined, failed, training, update
 
 SILOS = ("east", "north", "south")
 
@@ -62,3 +62,43 @@ def test_how_often_an_agent_gives_signs_is_known_from_before_the_announcement() 
 
 def test_a_bus_whose_clock_is_behind_hides_no_signs_of_the_first_announcement() -> None:
     assert does(found(training(), 5, beaten(-1)), "east") == "training"
+
+
+def test_a_silo_that_is_asked_again_is_shown_with_what_went_wrong_before() -> None:
+    assert does(found(all_failed(), 3, {}), "east") == "failed: timeout"
+    assert does(found(again(), 61, {}), "east") == "asked; before that it failed: timeout"
+    assert "(has 0, needs 2; 3 failed before: timeout)" in (waiting_for(found(again(), 61, {})) or "")
+    assert does(found(again(), 200, {}), "east").startswith("gone: no sign of life for 140 s; before that it failed: ")
+
+
+def test_a_round_in_which_everything_failed_waits_for_its_next_try() -> None:
+    assert waiting_for(found(all_failed(), 3, beaten())) == (
+        "the next try (has 0, needs 2; 3 failed: timeout); it is at 2026-01-01 00:00:12 UTC (1 left)"
+    )
+
+
+def test_a_round_with_too_few_left_for_a_quorum_says_so_while_the_others_train() -> None:
+    state = collecting(after(training(), declined("east"), failed("north"), now=at(2))[0])
+
+    assert waiting_for(found(state, 3, beaten())) == (
+        "updates from 1 of 3: south (training, 3 s) (has 0, needs 2; 1 declined: budget-spent, 1 failed: timeout)"
+        "; too few for a quorum, so the next try is at 2026-01-01 00:00:12 UTC (1 left)"
+    )
+
+
+def test_with_enough_left_for_a_quorum_it_is_the_deadline_that_is_waited_for() -> None:
+    state = collecting(after(training(), update("east"), failed("north"), now=at(2))[0])
+
+    assert (waiting_for(found(state, 3, beaten())) or "").endswith(
+        "(has 1, needs 2; 1 failed: timeout); at the deadline, 2026-01-01 00:01:40 UTC, it closes with a "
+        "quorum, and is announced again without (1 times at most)"
+    )
+
+
+def test_of_many_reasons_the_most_frequent_are_named() -> None:
+    answers = {f"s{n}": Failed(announcement=1, reason=f"r{n // 3}") for n in range(14)}
+    state = training().model_copy(update={"answers": answers, "asked": (*answers, "east")})
+
+    assert "needs 2; 3 failed: r0, 3 failed: r1, 3 failed: r2, 5 more without an update)" in (
+        waiting_for(found(state, 3, {})) or ""
+    )

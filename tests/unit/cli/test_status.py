@@ -348,8 +348,8 @@ def test_a_round_waits_for_those_who_have_not_answered() -> None:
     assert said["status"] == "running"
     assert said["phase"] == "collecting"
     assert said["waiting_for"].startswith(
-        "updates from 1 of 3: south (gone since 00:00:00, 60 s ago, nothing since it was asked) (has 0, needs 2); "
-        "at the deadline, 2026-01-01 00:01:40 UTC, it closes with a quorum"
+        "updates from 1 of 3: south (gone since 00:00:00, 60 s ago, nothing since it was asked) (has 0, needs 2; "
+        "1 declined: budget-spent, 1 failed: timeout); too few for a quorum, so the next try is at"
     )
     assert {silo: row["state"] for silo, row in said["silos"].items()} == {
         "east": "failed: timeout",
