@@ -223,6 +223,7 @@ def test_it_is_told_when_what_flower_gave_is_not_what_it_gives(tmp_path: Path, m
 
     kept = recorded.read(tmp_path)
     monkeypatch.setattr(recorded, "PINS", {"flwr": ("flwr==2.0.0",)})
+    assert recorded.problems(live, tmp_path)[0].endswith("and the pins are flwr==2.0.0")
     given = {**kept.given, "krum-float64": "other", "gone": "none"}
     del given["median-float32"]
     assert recorded.outdated(replace(kept, given=given)) == [
