@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import sys
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
-from messages import codec, names, settings
 from messages import experiments as posted
-from messages.errors import NotFound, Poison
+from messages import names
+from messages.errors import NotFound
 from messages.fields import Operator
 from messages.ports import Bus, Outgoing, Store
 from orchestrator.cli import initial, watch
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.queues import walk
 from orchestrator.cli.standing import Reader
+from orchestrator.cli.start_file import read_start
 from orchestrator.cli.terminal import Complaint, command, say, warn
 
 PATIENCE = 15.0
@@ -90,37 +88,6 @@ async def pause(experiment: Experiment, directory: Dir = None, config: Config = 
 async def resume(experiment: Experiment, directory: Dir = None, config: Config = None) -> None:
     """Goes on after a pause."""
     await _send_to_known(posted.ResumeExperiment, experiment, directory, config)
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML that reads 1e-3 as the number everybody means."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
-
-
-def read_start(file: str) -> posted.StartExperiment:
-    """The message in a file, checked. JSON is YAML too; `kind` may be left out."""
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Complaint(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}.") from None
-    try:
-        twice = next(settings.repeated_keys(yaml.compose(text, Loader=_Yaml)), None)
-        said = yaml.load(text, Loader=_Yaml)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}, line {mark.line + 1}" if mark else file
-        raise Complaint(f"{where}: neither JSON nor YAML. {getattr(error, 'problem', '')}".strip()) from None
-    except RecursionError:
-        raise Complaint(f"{file} holds what JSON cannot: it is nested too deeply, or in itself.") from None
-    if twice is not None:
-        raise Complaint(f"{file}, line {twice.start_mark.line + 1}: `{twice.value}` is there twice.")
-    if not isinstance(said, dict):
-        raise Complaint(f"{file} holds no message: it needs at least experiment, task and rounds.")
-    return _decoded({"kind": "start-experiment"} | said, file)
 
 
 def body_of(message: Operator) -> bytes:
@@ -188,15 +155,3 @@ async def _is_known(federation: Federation, experiment: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-def _decoded(said: dict[str, Any], file: str) -> posted.StartExperiment:
-    try:
-        body = json.dumps(said, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise Complaint(f"{file} holds what JSON cannot: {error}.") from None
-    try:
-        decoded: posted.StartExperiment = codec.decode(body, posted.StartExperiment)
-    except Poison as problem:
-        raise Complaint(f"{file}: {problem.description}") from None
-    return decoded

@@ -43,14 +43,21 @@ def members_at_start(event: StartRequested) -> tuple[str, ...]:
         which = "take part" if request.sample is None else "are asked in each round"
         raise Poison("quorum-too-large", f"The quorum is {needed} updates, but only {asked} silos {which}.")
     if needed < event.least:
-        raise Poison(
-            "quorum-too-small-for-strategy",
-            f"Strategy {request.strategy.name} with these options needs {event.least} updates, and a quorum of "
-            f"{needed} would close a round. Set quorum.minimum to {event.least} or more, of as many silos.",
-        )
+        raise too_small_for_strategy(request, needed, event.least)
+    if why := request.shares_nothing():
+        raise Poison("nothing-shared", why)
     if why := request.too_few_to_check(needed):
         raise Poison("quorum-too-small", f"checks: {why}")
     return tuple(listed)
+
+
+def too_small_for_strategy(request: StartExperiment, needed: int, least: int) -> Poison:
+    """The error for a quorum of `needed` updates, of which the strategy needs `least`."""
+    return Poison(
+        "quorum-too-small-for-strategy",
+        f"Strategy {request.strategy.name} with these options needs {least} updates, and a quorum of {needed} would "
+        f"close a round. Set quorum.minimum to {least} or more, of as many silos.",
+    )
 
 
 def members_after(run: Run, event: MembersSeen) -> tuple[str, ...]:

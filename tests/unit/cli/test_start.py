@@ -90,6 +90,8 @@ def test_it_reads_standard_input(silobus: Federation) -> None:
         ("experiment: &e [*e]", "in itself"),
         ("just words", "needs at least experiment, task and rounds"),
         ('{"experiment": "bc-1", "task": "t", "rounds": .inf}', "JSON cannot"),
+        ("experiment: 2024-13-45\ntask: t\nrounds: 5\n", "JSON cannot: month must be in 1..12"),
+        (f"experiment: e\ntask: t\nrounds: {'9' * 5000}\n", "JSON cannot"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_sent(silobus: Federation, tmp_path: Path, text: str, says: str) -> None:
@@ -102,6 +104,74 @@ def test_what_is_wrong_is_said_and_nothing_is_sent(silobus: Federation, tmp_path
     assert says in result.stderr
     assert str(path) in result.stderr
     assert silobus.bodies(names.EXPERIMENTS) == []
+
+
+def strategy(name: str, **options: object) -> dict[str, object]:
+    return {"strategy": {"name": name, "options": options}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (strategy("fedadam", server_lr="0.1"), "server_lr is a number above 0, not '0.1'. (invalid-strategy-options)"),
+        (strategy("fedadam", server_learning_rate=0.1), "no option 'server_learning_rate'; it has: beta_1, "),
+        (strategy("krum", f=1) | {"quorum": {"minimum": 4}}, "needs 5 updates, and a quorum of 4 would close"),
+        (strategy("krum", f=1) | {"silos": ["a", "b", "c"]}, "a quorum of 3 would close a round. Set quorum.minimum"),
+        (strategy("median") | {"silos": ["a", "b", "c", "d"], "quorum": {"minimum": 0.5}}, "a quorum of 2 would close"),
+        (strategy("scaffold") | {"checks": {"max_norm": 5.0}}, "use another strategy. (checks-of-weights-only)"),
+        (strategy("fedprox", mu=1) | {"hyperparameters": {"proximal_mu": 2}}, "(hyperparameter-of-strategy)"),
+        ({"quorum": {"minimum": 2}, "checks": {"min_cosine": 0.1}}, "quorum of at least 3 updates, and it is 2"),
+    ],
+)
+def test_what_the_strategy_would_be_refused_for_is_said_before_anything_is_sent(
+    silobus: Federation, tmp_path: Path, asked: dict[str, object], says: str
+) -> None:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | asked))
+
+    for more in ((), ("--print",)):
+        result = silobus("start", path, *more)
+
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"{path}: ")
+        assert says in result.stderr
+        assert result.stdout == ""
+    assert silobus.bodies(names.EXPERIMENTS) == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        strategy("krum", f=1) | {"quorum": {"minimum": 5}},
+        strategy("krum", f=1),  # of all: how many that is shows when the run begins
+        strategy("krum", f=1) | {"quorum": {"minimum": 0.5}},
+        strategy("scaffold") | {"checks": {"measure": True}},
+    ],
+)
+def test_what_may_be_right_is_sent(silobus: Federation, tmp_path: Path, asked: dict[str, object]) -> None:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | asked))
+
+    result = silobus("start", path)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_a_strategy_that_is_not_installed_here_is_left_to_the_orchestrators_and_that_is_said(
+    silobus: Federation, tmp_path: Path
+) -> None:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | strategy("fedadm", server_lr="0.1")))
+
+    printed = silobus("start", path, "--print")
+    sent = silobus("start", path)
+
+    for result in (printed, sent):
+        assert result.exit_code == 0
+        assert f"{path}: There is no strategy 'fedadm'; there is: fedadagrad, " in result.stderr
+        assert "Did you mean `fedadam`?\nIts options could not be checked here." in result.stderr
+    assert json.loads(printed.stdout)["strategy"] == {"name": "fedadm", "options": {"server_lr": "0.1"}}
+    assert len(silobus.bodies(names.EXPERIMENTS)) == 1
 
 
 def test_a_missing_file_is_said_plainly(silobus: Federation) -> None:
