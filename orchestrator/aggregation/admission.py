@@ -8,15 +8,20 @@ import math
 import re
 from typing import Final, get_args
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from messages import names
 from messages.errors import Poison
 from messages.experiments import StartExperiment
+from messages.fields import ParameterName, Scalar
 from messages.schemas import Role
-from orchestrator.aggregation.fold import blamed, check_needs
+from orchestrator.aggregation.fold import blamed, check_needs, whole_number
 from orchestrator.aggregation.named import strategy_named
 from orchestrator.aggregation.strategy import GREATEST_KEPT, Facts, Strategy
 
 _ROLES: Final = frozenset(get_args(Role))
+_HYPERPARAMETERS: Final = TypeAdapter(dict[ParameterName, Scalar], config=ConfigDict(allow_inf_nan=False))
+"""As states and announcements have them."""
 
 
 def admitted(request: StartExperiment) -> Strategy:
@@ -59,7 +64,7 @@ def _check_strategy(strategy: Strategy) -> None:
     taken = set(_ROLES)
     for one in strategy.roles.values():
         _ = one.measures, one.from_zeros
-        if one.least < 1:
+        if whole_number("least", one.least) < 1:
             raise ValueError(f"it needs {one.least} updates; one at least")
         check_needs(one, one.least)
         for name, initial in one.state.items():
@@ -71,6 +76,14 @@ def _check_strategy(strategy: Strategy) -> None:
             if not math.isfinite(initial) or abs(initial) > GREATEST_KEPT:
                 raise ValueError(f"{name} begins as {initial}, which is no finite float32")
             taken.add(name)
+    for hyperparameter, value in strategy.hyperparameters.items():
+        try:
+            _HYPERPARAMETERS.validate_python({hyperparameter: value})
+        except ValidationError as error:
+            raise ValueError(
+                "it has silos train with what no announcement can carry (names such as proximal_mu; true, false, a "
+                f"finite int or float, or 200 characters): {str(hyperparameter)[:70]!r}, {value!r}"
+            ) from error
 
 
 def _check_weights(request: StartExperiment) -> None:

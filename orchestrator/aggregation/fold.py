@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from orchestrator.aggregation import integers
 from orchestrator.aggregation.strategy import BLOCK, Array, Cohort, Shares, Strategy, Wide
 
 Form = Literal["weights", "delta"]
+_ROUNDING: Final = 1e-6
+"""How far from 1 shares may be that somebody worked out in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Sum:
 
     strategy: Strategy
     shares: Shares
+    integer_trim: int
+    """Of integers, which are summed without the strategy: what it said once is what was looked at."""
     form: Form
     """What floating tensors of updates hold: weights, or changes to the base."""
 
@@ -34,16 +38,17 @@ class Sum:
     def of(cls, strategy: Strategy, cohort: Cohort, form: Form) -> Sum:
         """Raises Poison when the strategy cannot weigh these updates, or when they are too few for it."""
         with blamed(strategy):
-            if len(cohort) < strategy.least:
+            least = whole_number("least", strategy.least)
+            if len(cohort) < least:
                 raise Poison(
                     "too-few-updates",
-                    f"Strategy {strategy.name} with these options needs {strategy.least} updates, and there are "
-                    f"{len(cohort)}. Ask for a quorum of {strategy.least}.",
+                    f"Strategy {strategy.name} with these options needs {least} updates, and there are "
+                    f"{len(cohort)}. Ask for a quorum of {least}.",
                 )
-            check_needs(strategy, len(cohort))
+            trim = check_needs(strategy, len(cohort))
             shares = strategy.weigh(cohort)
-            _check(shares, len(cohort))
-        return cls(strategy, shares, form)
+            _check(shares, len(cohort), rest=strategy.reads_base)
+        return cls(strategy, shares, trim, form)
 
     @property
     def reads_base(self) -> bool:
@@ -77,6 +82,7 @@ class _Floats:
     def __init__(self, task: Sum, dtype: np.dtype[Any], wide: np.dtype[Any], elements: int) -> None:
         self._sum, self._strategy, self._dtype, self._elements = task, task.strategy, dtype, elements
         self._total: Any = task.strategy.init(len(task.shares.floats), elements, wide)
+        self._share = task.shares.total
 
     def add(self, index: int, values: Array) -> None:
         with blamed(self._strategy):
@@ -101,8 +107,7 @@ class _Floats:
     ) -> Wide:
         anchor = np.zeros(len(numbers)) if base is None else base[part].astype(np.float64)
         if self._sum.form == "weights":
-            share = self._sum.shares.total
-            numbers -= anchor if share == 1.0 else share * anchor
+            numbers -= anchor if self._share == 1.0 else self._share * anchor
         if self._strategy.reads_base:
             initial = self._strategy.state
             numbers_kept = {
@@ -119,7 +124,7 @@ class _Integers:
     def __init__(self, task: Sum, dtype: np.dtype[Any], elements: int) -> None:
         silos = len(task.shares.integers)
         self._weights, self._dtype = task.shares.integers, dtype
-        self._trim = task.strategy.integer_trim(silos)
+        self._trim = task.integer_trim
         self._total: Any = np.empty((silos, elements), dtype) if self._trim else integers.init(elements)
 
     def add(self, index: int, values: Array) -> None:
@@ -152,21 +157,37 @@ def blamed(strategy: Strategy) -> Iterator[None]:
         ) from error
 
 
-def check_needs(strategy: Strategy, silos: int) -> None:
-    """Raises ValueError for what a strategy asks for and cannot have with so many updates: it need not be ours."""
+def check_needs(strategy: Strategy, silos: int) -> int:
+    """How many integers are left out on each side of so many.
+
+    Raises ValueError for what a strategy asks for and cannot have with so many updates: it need not be ours.
+    """
     if strategy.state and not strategy.reads_base:
         raise ValueError("what keeps `state` says that it `reads_base`: it is `step` that fills it")
-    if strategy.rows(silos) < 1:
-        raise ValueError(f"it holds {strategy.rows(silos)} rows for {silos} updates; one at least")
-    if not 0 <= 2 * strategy.integer_trim(silos) < silos:
-        raise ValueError(f"of {silos} integers, {strategy.integer_trim(silos)} on each side cannot be left out")
+    rows, trim = whole_number("rows", strategy.rows(silos)), whole_number("integer_trim", strategy.integer_trim(silos))
+    if rows < 1:
+        raise ValueError(f"it holds {rows} rows for {silos} updates; one at least")
+    if not 0 <= 2 * trim < silos:
+        raise ValueError(f"of {silos} integers, {trim} on each side cannot be left out")
+    return trim
 
 
-def _check(shares: Shares, silos: int) -> None:
-    """Raises ValueError: a strategy need not be ours."""
+def whole_number(what: str, value: object) -> int:
+    """What a strategy says that has to be an `int`: it need not be ours. Raises ValueError."""
+    if not isinstance(value, int):
+        raise ValueError(f"`{what}` is {value!r}, which is no `int`")
+    return value
+
+
+def _check(shares: Shares, silos: int, *, rest: bool) -> None:
+    """Raises ValueError: a strategy need not be ours. With `rest` the base has what shares leave of 1."""
     if len(shares.floats) != silos or len(shares.integers) != silos:
         raise ValueError(f"{len(shares.floats)} and {len(shares.integers)} shares for {silos} updates")
     if not np.isfinite([*shares.floats, shares.total]).all():
         raise ValueError("a share is not finite")
+    if not rest and abs(shares.total - 1) > _ROUNDING:
+        raise ValueError(f"its shares add up to {shares.total:g}, not 1: to leave the rest to the base it `reads_base`")
+    for share in shares.integers:
+        whole_number("integers", share)
     if min(shares.integers) < 0 or not 0 < sum(shares.integers) <= 1 << 30:
         raise ValueError("whole numbers of shares are 0 or more, and add up to 1 at least and 2^30 at most")

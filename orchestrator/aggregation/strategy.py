@@ -72,18 +72,31 @@ class Shares:
     """What each silo's numbers are multiplied with."""
     integers: tuple[int, ...]
     """What it counts in the integer rule: whole numbers, not all 0, that add up to at most 2^30."""
-    total: float
-    """The sum of `floats`. Where it is not 1 the base has the rest."""
 
-    @classmethod
-    def of(cls, weights: Sequence[int]) -> Self:
+    @staticmethod
+    def of(weights: Sequence[int]) -> Shares:
         """Shares that add up to 1, for weights in whole numbers, not all 0."""
         total = sum(weights)
-        return cls(tuple(weight / total for weight in weights), whole(weights), 1.0)
+        return _Parts(tuple(weight / total for weight in weights), whole(weights))
 
     def scaled(self, floats: Sequence[float]) -> Shares:
         """The same silos' numbers, multiplied with something else; integers count as they did."""
-        return Shares(tuple(floats), self.integers, math.fsum(floats))
+        return Shares(tuple(floats), self.integers)
+
+    @property
+    def total(self) -> float:
+        """The sum of `floats`. Where it is not 1 the base has the rest."""
+        return math.fsum(self.floats)
+
+
+class _Parts(Shares):
+    """Parts of one whole: they add up to 1, though each of them is rounded."""
+
+    __slots__ = ()
+
+    @property
+    def total(self) -> float:
+        return 1.0
 
 
 def whole(weights: Sequence[int]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from messages.errors import Poison
 from messages.safetensors_layout import DTYPES, FLOATING
-from orchestrator.aggregation import Cohort, Facts, FedAvg, combine, fedavg, strategy_named, supported
+from orchestrator.aggregation import Cohort, Facts, FedAvg, Shares, combine, fedavg, strategy_named, supported
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.strategy import whole
 from orchestrator.aggregation.weighing import UNIFORMLY, Weighing
@@ -192,6 +193,15 @@ def test_a_delta_is_added_to_the_base_of_floats_and_integers_travel_as_they_are(
     fold.add(0, np.array([4]))
     fold.add(1, np.array([8]))
     assert fold.finish(np.array([1000]), {})[0].tolist() == [7]
+
+
+def test_shares_add_up_to_what_they_are_and_parts_of_one_whole_to_exactly_one() -> None:
+    """Nobody says what they add up to, so nothing can disagree; and rounding does not move the base."""
+    assert Shares((0.25, 0.5), (1, 2)).total == 0.75
+    plain = [Shares.of((1,) * silos) for silos in range(1, 300)]
+    assert {shares.total for shares in plain} == {1.0}
+    assert any(math.fsum(shares.floats) != 1.0 for shares in plain)
+    assert plain[1].scaled([0.5, 0.25]).total == 0.75
 
 
 # --- weighting, options, registry --------------------------------------------------------------------------------

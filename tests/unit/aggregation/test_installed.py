@@ -16,7 +16,7 @@ from tests.unit.aggregation.test_admission import request
 
 MODULE = """
 import numpy as np
-from orchestrator.aggregation import Strategy
+from orchestrator.aggregation import Shares, Strategy
 
 class Broken(Strategy):
     name = "broken"
@@ -61,20 +61,38 @@ class Says(Strategy):
 
     @property
     def least(self):
-        return int(self.what) if self.part == "least" else 1
+        return number(self.what) if self.part == "least" else 1
 
     @property
     def roles(self):
         return {self.what: self} if self.part == "roles" else {"weights": self}
 
+    @property
+    def hyperparameters(self):
+        return TRAINS[self.what] if self.part == "trains" else {}
+
     def rows(self, silos):
-        return int(self.what) if self.part == "rows" else 1
+        return number(self.what) if self.part == "rows" else 1
 
     def integer_trim(self, silos):
-        return int(self.what) if self.part == "trim" else 0
+        return number(self.what) if self.part == "trim" else 0
 
-PARTS = ["least", "state", "beginning", "roles", "rows", "trim"]
+def number(what):
+    return float(what) if "." in what else int(what)
+
+PARTS = ["least", "state", "beginning", "roles", "rows", "trim", "trains"]
 WHATS = ["", "-1", "0", "1", "nan", "inf", "1e39", "momentum", "exp_avg", "Momentum", "a/b", "weights", "control"]
+WHATS += ["0.4", "1.0", "2.5"]
+TRAINS = {
+    "bad name": {"bad name!": 1.0},
+    "no name": {1: 1.0},
+    "an object": {"lr": object()},
+    "a list": {"lr": [1, 2]},
+    "no number": {"lr": float("nan")},
+    "long": {"lr": "x" * 201},
+    "good": {"proximal_mu": 0.1, "nesterov": True, "epochs": 3, "optimizer": "sgd"},
+}
+WHATS += TRAINS
 
 class Forgetful(Strategy):
     name = "forgetful"
@@ -109,6 +127,30 @@ class Narrow(Strategy):
     def rows(self, silos):
         return 2 - silos
 
+class Parted(Strategy):
+    name = "parted"
+
+    def weigh(self, cohort):
+        return Shares((0.5, 0.5), (0.5, 0.5))
+
+class Shrinking(Strategy):
+    name = "shrinking"
+
+    def weigh(self, cohort):
+        return Shares((0.25, 0.25), (1, 1))
+
+class Undecided(Strategy):
+    name = "undecided"
+    least = 1.5
+
+class Moody(Strategy):
+    name = "moody"
+    said = 0
+
+    def integer_trim(self, silos):
+        self.said += 1
+        return 0 if self.said == 1 else 0.4
+
 NoStrategy = dict
 """
 
@@ -130,6 +172,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         "Late",
         "Narrow",
         "Dropping",
+        "Parted",
+        "Shrinking",
+        "Undecided",
+        "Moody",
         "NoStrategy",
     ]
     names += ["Missing"]
@@ -151,6 +197,8 @@ def test_a_strategy_that_fails_is_named_with_what_it_did() -> None:
         ("cheating", "their_strategies.Cheating failed: ValueError: a share is not finite"),
         ("late", "their_strategies.Late failed: Transient: come back later"),
         ("narrow", "their_strategies.Narrow failed: ValueError: it holds 0 rows for 2 updates"),
+        ("parted", "their_strategies.Parted failed: ValueError: `integers` is 0.5, which is no `int`"),
+        ("shrinking", "their_strategies.Shrinking failed: ValueError: its shares add up to 0.5, not 1"),
     ):
         strategy = admitted(request(name))
         with pytest.raises(Poison) as caught:
@@ -180,6 +228,15 @@ def test_a_strategy_that_cannot_be_had_is_refused_at_the_start() -> None:
         ("rows", "0", "it holds 0 rows for 1 updates; one at least"),
         ("trim", "1", "of 1 integers, 1 on each side cannot be left out"),
         ("trim", "-1", "of 1 integers, -1 on each side cannot be left out"),
+        ("least", "2.5", "`least` is 2.5, which is no `int`"),
+        ("rows", "1.0", "`rows` is 1.0, which is no `int`"),
+        ("trim", "0.4", "`integer_trim` is 0.4, which is no `int`"),
+        ("trains", "bad name", "finite int or float, or 200 characters): 'bad name!', 1.0"),
+        ("trains", "no name", "it has silos train with what no announcement can carry"),
+        ("trains", "an object", "'lr', <object object at"),
+        ("trains", "a list", "'lr', [1, 2]"),
+        ("trains", "no number", "'lr', nan"),
+        ("trains", "long", "'lr', 'xx"),
         ("roles", "control", "its roles are ['control']: `weights` has to be there, and may be `control`"),
         ("roles", "momentum", "its roles are ['momentum']: `weights` has to be there"),
         ("state", "exp_avg", "it keeps 'exp_avg': a name has lower-case letters, digits and hyphens, 40 at most"),
@@ -203,7 +260,8 @@ def test_a_strategy_that_could_not_be_summed_with_is_refused_at_the_start(part: 
     assert caught.value.reason == "strategy-failed"
     assert "their_strategies.Says failed: ValueError" in caught.value.description
     assert said in caught.value.description
-    assert admitted(request("says", {"part": "state", "what": "momentum"})).name == "says"
+    for good in ({"part": "state", "what": "momentum"}, {"part": "trains", "what": "good"}):
+        assert admitted(request("says", good)).name == "says"
 
 
 @pytest.mark.usefixtures("installed")
@@ -214,6 +272,20 @@ def test_what_keeps_numbers_and_never_steps_is_refused_before_anything_is_kept()
     assert caught.value.reason == "strategy-failed"
     with pytest.raises(Poison, match="what keeps `state` says that it `reads_base`"):
         combine(strategy_named("forgetful", {}), [{"w": np.ones(4)}], base={"w": np.ones(4)})
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_is_no_number_of_updates_is_refused_when_they_are_summed_too() -> None:
+    with pytest.raises(Poison, match=r"their_strategies\.Undecided failed: ValueError: `least` is 1\.5") as caught:
+        combine(strategy_named("undecided", {}), [{"w": np.ones(4)}] * 2)
+    assert caught.value.reason == "strategy-failed"
+
+
+@pytest.mark.usefixtures("installed")
+def test_integers_are_summed_by_what_the_strategy_said_first() -> None:
+    """They are summed without it, and what fails there would be taken for our bug."""
+    models = [{"n": np.array([number])} for number in (3, 5)]
+    assert combine(strategy_named("moody", {}), models).model["n"].tolist() == [4]
 
 
 @pytest.mark.usefixtures("installed")
