@@ -64,6 +64,8 @@ class Life:
     """Seconds since."""
     quiet: bool
     """Whether that is too long."""
+    signed_at: datetime | None
+    """When anything at all last came from the silo, of whatever round; None: never."""
     gone: bool
     """Whether nothing at all was heard of the agent for too long: not of this round, and of nothing else."""
     looked: bool
@@ -126,6 +128,7 @@ def life_of(standing: Standing, state: Collecting, silo: str) -> Life:
         doing=beat.doing if beat else None,
         heard_at=heard_at,
         silent=silent,
+        signed_at=presence.seen_at if presence else None,
         quiet=answered_at is None and silent > longest,
         gone=answered_at is None and (standing.read_at - seen_at).total_seconds() > longest,
         looked=silo in standing.unread,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from datetime import datetime
+from typing import Any, assert_never
 
 import typer
 from rich.console import Group, RenderableType
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from orchestrator.cli.awaiting import life_of, waiting_for
+from orchestrator.cli.awaiting import Life, life_of, waiting_for
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.listening import Listening
 from orchestrator.cli.standing import CANNOT_BE_READ, Reader, Standing
@@ -31,7 +32,7 @@ from orchestrator.cli.wording import (
     unknown,
 )
 from orchestrator.experiment.announcing import awaited
-from orchestrator.experiment.state import Collecting
+from orchestrator.experiment.state import Collecting, Declined, Failed, LeftOut, Updated
 
 ROUNDS_SHOWN = 12
 """The newest rounds that fit on a screen."""
@@ -89,7 +90,8 @@ class Lines:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
-        self._gone: set[str] = set()
+        self._gone: dict[str, datetime] = {}
+        """Silos that are gone, and of when the last is that is known of them."""
 
     def new(self, standing: Standing) -> list[str]:
         """Lines not given before."""
@@ -105,24 +107,36 @@ class Lines:
         return fresh
 
     def _heard(self, standing: Standing) -> list[str]:
-        """Who is gone, who came back, and whose training stands still; the same until that changes."""
+        """What silos answered instead of an update, who is gone, who came back, and whose training stands still; the
+        same until that changes. What the round waits for follows once, of however many silos there is news.
+        """
         state = standing.state
         if not isinstance(state, Collecting):
             return []
         lives = {silo: life_of(standing, state, silo) for silo in awaited(state)}
-        lines = []
+        answers = _answers(state)
+        lost = {silo: _lost(silo, found, state.round) for silo, found in lives.items() if found.gone}
+        lines = [*answers, *lost.values(), *self._back(lives)]
+        lines += [
+            f"{silo}: {found.doing} without progress in round {state.round}"
+            for silo, found in lives.items()
+            if found.stalled is not None and not found.gone
+        ]
+        if any(line not in self._said for line in (*lost.values(), *(() if lives else answers))):
+            lines.append(f"waiting for {waiting_for(standing)}")
+        return lines
+
+    def _back(self, lives: Mapping[str, Life]) -> list[str]:
+        """Of whom something came since they were gone. That they are asked again is no sign of theirs."""
+        gone, lines = {}, []
         for silo, found in lives.items():
-            at = f"{found.heard_at:%Y-%m-%d %H:%M:%S} UTC"
             if found.gone:
-                was = f"last heard of at {at}, {found.doing}" if found.doing else f"not heard of since {at}"
-                line = f"{silo}: {found.lost}, {was}, in round {state.round}"
-                if line not in self._said:
-                    lines += [line, f"waiting for {waiting_for(standing)}"]
+                gone[silo] = max(found.heard_at, found.signed_at or found.heard_at)
+            elif silo in self._gone and found.signed_at is not None and found.signed_at > self._gone[silo]:
+                lines.append(f"{silo}: heard of again, at {_utc(found.signed_at)}")
             elif silo in self._gone:
-                lines.append(f"{silo}: heard of again, at {at}")
-            if found.stalled is not None and not found.gone:
-                lines.append(f"{silo}: {found.doing} without progress in round {state.round}")
-        self._gone = {silo for silo in lives if lives[silo].gone}
+                gone[silo] = self._gone[silo]
+        self._gone = gone
         return lines
 
     @staticmethod
@@ -131,6 +145,40 @@ class Lines:
         if run is None:
             return f"{standing.experiment}: never started"
         return f"{run.id}: {run.request.rounds} rounds of {run.request.task} with {', '.join(run.silos)}"
+
+
+def _answers(state: Collecting) -> list[str]:
+    """What was answered instead of an update, before it was announced again and since."""
+    before: list[str] = []
+    since: list[str] = []
+    for silo, answer in state.answers.items():
+        match answer:
+            case Failed(reason=reason, announcement=number):
+                which = f", try {number}" if number > 1 else ""
+                lines = since if number >= state.announcement else before
+                lines.append(f"{silo}: failed: {reason}, in round {state.round}{which}")
+            case Declined(reason=reason):
+                since.append(f"{silo}: declined: {reason}, in round {state.round}")
+            case LeftOut(reason=reason):
+                since.append(f"{silo}: left out: {reason}, in round {state.round}")
+            case Updated():
+                pass
+            case _:
+                assert_never(answer)
+    if state.reminded and state.announced_at is not None:
+        again = f"({state.reminded} of {state.run.request.quorum.reminders})"
+        before.append(f"round {state.round}: announced again {again} at {_utc(state.announced_at)}")
+    return before + since
+
+
+def _lost(silo: str, found: Life, round_number: int) -> str:
+    at = _utc(found.heard_at)
+    was = f"last heard of at {at}, {found.doing}" if found.doing else f"not heard of since {at}"
+    return f"{silo}: {found.lost}, {was}, in round {round_number}"
+
+
+def _utc(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from orchestrator.cli.awaiting import waiting_for
 from orchestrator.cli.standing import Standing
+from orchestrator.cli.watch import Lines
 from orchestrator.cli.wording import as_json
 from orchestrator.documents import Presence
+from orchestrator.experiment.checking import Change
 from orchestrator.experiment.collecting import announce_again
 from orchestrator.experiment.state import Collecting, Failed, State
 from tests.unit.cli.test_status import LOOKED, beating
@@ -19,11 +21,9 @@ def beaten(second: float = 1) -> dict[str, Presence]:
     return {silo: beating(silo, second) for silo in SILOS}
 
 
-def all_failed(state: Collecting | None = None) -> Collecting:
+def all_failed() -> Collecting:
     """Every silo failed: the round waits until it is announced again."""
-    opened = state or training()
-    tries = (failed(silo, announcement=opened.announcement) for silo in SILOS)
-    return collecting(after(opened, *tries, now=at(2))[0])
+    return collecting(after(training(), *map(failed, SILOS), now=at(2))[0])
 
 
 def again(second: float = 60) -> Collecting:
@@ -102,3 +102,74 @@ def test_of_many_reasons_the_most_frequent_are_named() -> None:
     assert "needs 2; 3 failed: r0, 3 failed: r1, 3 failed: r2, 5 more without an update)" in (
         waiting_for(found(state, 3, {})) or ""
     )
+
+
+def watched(*standings: Standing) -> list[list[str]]:
+    """What `watch` says at each look, but for what it says of the run."""
+    lines = Lines()
+    said = [lines.new(standing) for standing in standings]
+    return [said[0][1:], *said[1:]]
+
+
+def test_watch_says_each_failure_that_it_is_announced_again_and_the_next_failure() -> None:
+    one = collecting(after(training(), failed("north"), now=at(2))[0])
+    more = collecting(after(again(), failed("north", announcement=2), now=at(61))[0])
+
+    looks = watched(
+        found(one, 3, beaten()),
+        found(all_failed(), 4, beaten()),
+        found(all_failed(), 5, beaten()),
+        found(again(), 61, beaten()),
+        found(more, 62, beaten()),
+    )
+
+    assert looks == [
+        ["north: failed: timeout, in round 1"],
+        [
+            "east: failed: timeout, in round 1",
+            "south: failed: timeout, in round 1",
+            "waiting for the next try (has 0, needs 2; 3 failed: timeout); it is at 2026-01-01 00:00:12 UTC (1 left)",
+        ],
+        [],
+        ["round 1: announced again (1 of 1) at 2026-01-01 00:01:00 UTC"],
+        ["north: failed: timeout, in round 1, try 2"],
+    ]
+
+
+def test_watch_says_who_declined_and_who_was_left_out() -> None:
+    opened = training(checks={"max_norm": 1}, quorum={"minimum": 1})
+    state = collecting(after(opened, declined("east"), update("north", change=Change(norm=2.0)), now=at(2))[0])
+
+    [[first, second]] = watched(found(state, 3, beaten()))
+
+    assert first == "east: declined: budget-spent, in round 1"
+    assert second.startswith("north: left out: its change has ")
+
+
+def test_who_comes_late_to_watch_is_told_what_went_before() -> None:
+    [said] = watched(found(again(), 61, beaten()))
+
+    assert said == [
+        *(f"{silo}: failed: timeout, in round 1" for silo in SILOS),
+        "round 1: announced again (1 of 1) at 2026-01-01 00:01:00 UTC",
+    ]
+
+
+def test_what_is_waited_for_is_said_once_however_many_are_gone() -> None:
+    [_, said] = watched(found(training(), 2, beaten()), found(training(), 60, beaten()))
+
+    assert [line.partition(":")[0] for line in said[:3]] == list(SILOS)
+    assert [line[:40] for line in said[3:]] == ["waiting for updates from 3 of 3: east (g"]
+
+
+def test_a_silo_that_is_gone_and_asked_again_has_not_come_back() -> None:
+    timely = collecting(announce_again(training(), at(100))[0])
+
+    looks = watched(
+        found(training(), 60, beaten()),
+        found(timely, 101, beaten()),
+        found(timely, 103, {**beaten(), "east": beating("east", 102)}),
+    )
+
+    assert [line.partition(" (")[0] for line in looks[1]] == ["round 1: announced again"]
+    assert looks[2] == ["east: heard of again, at 2026-01-01 00:01:42 UTC"]
