@@ -7,10 +7,11 @@ All durations are seconds.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from messages.explain import short
 from messages.fields import (
     SCHEMA_VERSION,
     MetricName,
@@ -24,6 +25,7 @@ from messages.fields import (
     Sha256,
     ShareGlob,
 )
+from messages.share import lets_nothing_through
 
 
 def _rounded_up(number: float) -> int:
@@ -34,6 +36,13 @@ class Schedule(Operator):
     """A hyperparameter that changes with the round: the value of the greatest listed round not above the current."""
 
     by_round: dict[Annotated[int, Field(ge=1, le=99_999, strict=False)], Scalar] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_meant_as_one(cls, said: Any) -> Any:
+        if isinstance(said, dict) and "by_round" not in said:
+            raise ValueError('should be one value, or a schedule such as {"by_round": {"1": 0.1, "10": 0.01}}')
+        return said
 
     @model_validator(mode="after")
     def _begins_with_the_first_round(self) -> Self:
@@ -172,6 +181,16 @@ class Strategy(Operator):
     weights: dict[Name, Annotated[float, Field(gt=0, le=1e12)]] = {}
     """What each silo counts by, with the option `weighting: given`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_options_in_their_place(cls, said: Any) -> Any:
+        if isinstance(said, dict) and (strangers := [str(name) for name in said if name not in cls.model_fields]):
+            raise ValueError(
+                f"there is no field {short(strangers[0], 70)}; what a strategy is told stands under `options`: "
+                '{"name": …, "options": {…}}'
+            )
+        return said
+
 
 class FromExperiment(Operator):
     """Initial weights: those of another experiment's run (its latest of that name)."""
@@ -227,6 +246,15 @@ class StartExperiment(Operator):
         return (
             f"{bound} needs a quorum of at least {self.checks.least} updates, and it is {quorum}: of two that differ "
             "nobody can say which is wrong. Raise `quorum.minimum`, or bound with `max_norm` alone."
+        )
+
+    def shares_nothing(self) -> str | None:
+        """Why no model has anything that silos could exchange; None when one may have."""
+        if not lets_nothing_through(self.share):
+            return None
+        return (
+            f"share: {', '.join(self.share)} lets no tensor through, whatever it is called. A pattern with `!` takes "
+            'out of what those before it let in: ["*", "!head.*"].'
         )
 
     @model_validator(mode="after")

@@ -245,12 +245,25 @@ class RoundDeclined(Machine):
     run: RunId
     round: RoundNumber
     reason: DeclineReason
+    about: ParameterName | None = None
+    """What of the announcement is not allowed: a hyperparameter by its name, a dtype or a role; no other text."""
+
+    @property
+    def words(self) -> str:
+        """The reason and what it is about: `hyperparameter-forbidden: proximal_mu`."""
+        return self.reason.value if self.about is None else f"{self.reason.value}: {self.about}"
 
 
 class FailureCategory(StrEnum):
     """How training failed; a closed list. Output, tracebacks and messages stay in the silo."""
 
     SCRIPT_ERROR = "script-error"
+    NOTHING_SHARED = "nothing-shared"
+    """Of the model's tensors none is in both the experiment's `share` and the script's."""
+    NO_PROXIMAL_TERM = "no-proximal-term"
+    """The experiment has `proximal_mu`, and the script no such term."""
+    NOT_CORRECTED = "not-corrected"
+    """The experiment's strategy wants control variates, and the script does not correct its steps by them."""
     TIMEOUT = "timeout"
     NO_REPORT = "no-report"
     REPORT_INVALID = "report-invalid"

@@ -66,10 +66,10 @@ class Answers:
         match message:
             case UpdatePublished():
                 await self._update(silo, message)
-            case RoundDeclined(run=run, round=number, reason=reason):
-                refused = RoundRefused(silo=silo, run=run, round=number, reason=reason)
+            case RoundDeclined(run=run, round=number, words=words):
+                refused = RoundRefused(silo=silo, run=run, round=number, reason=words)
                 await self._experiments.apply(names.experiment_of(run), refused)
-                _log.info("round.declined", run=run, round=number, silo=silo, reason=reason.value)
+                _log.info("round.declined", run=run, round=number, silo=silo, reason=words)
             case TrainingFailed(run=run, round=number, category=category, announcement=announcement):
                 broke = TrainingBroke(
                     silo=silo, run=run, round=number, reason=category.value, announcement=announcement

@@ -139,6 +139,7 @@ def _why_container(silo: str, container: str) -> str:
 
 _ENDED: Final = {
     FailureCategory.SCRIPT_ERROR: "the script ended with an error",
+    FailureCategory.NOTHING_SHARED: "`share` in the script names no tensor of the model",
     FailureCategory.OUT_OF_MEMORY: "it ran out of memory: give it more, or smaller batches",
     FailureCategory.KILLED: "a signal or a person ended it",
     FailureCategory.TIMEOUT: "it took longer than `timeout`: raise it, or do less in a round",

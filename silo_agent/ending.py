@@ -25,8 +25,8 @@ async def answer(silo: Silo, announced: RoundAnnounced, ended: Ended, *, ran: bo
     message: RoundDeclined | TrainingFailed | None = None
     why: str | None = None
     match ended:
-        case Declined(reason):
-            why, message = reason, RoundDeclined(run=run, round=number, reason=reason)
+        case Declined(reason, about):
+            why, message = ended.words, RoundDeclined(run=run, round=number, reason=reason, about=about)
         case Failed(category, tries):
             asked = announced.announcement
             why = category

@@ -188,9 +188,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """This silo takes no part."""
+    """This silo takes no part. `about`: what of the announcement is not allowed, in the announcement's own word."""
 
     reason: DeclineReason
+    about: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The reason and what it is about, as `RoundDeclined` says them."""
+        return self.reason.value if self.about is None else f"{self.reason.value}: {self.about}"
 
 
 def decide(policy: Policy, announced: RoundAnnounced, facts: Facts) -> Accepted | Declined:
@@ -205,12 +211,12 @@ def decide(policy: Policy, announced: RoundAnnounced, facts: Facts) -> Accepted 
     # Initialising asks one silo, looks at no data and gives the model as it is constructed: who else takes part,
     # and how often, matters to the rounds that do look.
     looks_at_data = announced.purpose is not Purpose.INITIALISE
-    reason = _company(task.limits, announced, facts.spent) if looks_at_data else None
-    reason = reason or _hyperparameters(task.limits, announced.hyperparameters)
+    alone = _company(task.limits, announced, facts.spent) if looks_at_data else None
+    declined = Declined(alone) if alone else _hyperparameters(task.limits, announced.hyperparameters)
     if announced.purpose is not Purpose.EVALUATE:
-        reason = reason or _transfer(task.outbound, announced)
-    if reason is not None:
-        return Declined(reason)
+        declined = declined or _transfer(task.outbound, announced)
+    if declined is not None:
+        return declined
     effective = {**announced.hyperparameters, **task.limits.fixed}
     return Accepted(task=task, hyperparameters=effective, charged=looks_at_data)
 
@@ -225,24 +231,25 @@ def _company(limits: Limits, announced: RoundAnnounced, spent: int) -> DeclineRe
     return None
 
 
-def _hyperparameters(limits: Limits, asked: dict[str, Scalar]) -> DeclineReason | None:
+def _hyperparameters(limits: Limits, asked: dict[str, Scalar]) -> Declined | None:
     for name, value in asked.items():
         limit = limits.hyperparameters.get(name)
         if name not in limits.fixed and (limit is None or not limit.allows(value)):
-            return DeclineReason.HYPERPARAMETER_FORBIDDEN
+            return Declined(DeclineReason.HYPERPARAMETER_FORBIDDEN, name)
     return None
 
 
-def _transfer(outbound: Outbound, announced: RoundAnnounced) -> DeclineReason | None:
+def _transfer(outbound: Outbound, announced: RoundAnnounced) -> Declined | None:
     """What could never leave is seen here, before anything is trained for nothing.
 
     Share patterns with wildcards say too little about names; their tensors are judged one by one in the end.
     """
-    if any(role not in outbound.roles for role in wanted(announced)):
-        return DeclineReason.ROLE_FORBIDDEN
-    if announced.transfer.dtype is not None and announced.transfer.dtype not in outbound.dtypes:
-        return DeclineReason.TRANSFER_FORBIDDEN
+    if forbidden := [role for role in wanted(announced) if role not in outbound.roles]:
+        return Declined(DeclineReason.ROLE_FORBIDDEN, forbidden[0])
+    dtype = announced.transfer.dtype
+    if dtype is not None and dtype not in outbound.dtypes:
+        return Declined(DeclineReason.TRANSFER_FORBIDDEN, dtype)
     full_names = (name for name in announced.share if not name.startswith("!") and not any(c in name for c in "*?["))
     if any(lets_through(n, announced.share) and not lets_through(n, outbound.tensors) for n in full_names):
-        return DeclineReason.OUTBOUND_FORBIDDEN
+        return Declined(DeclineReason.OUTBOUND_FORBIDDEN)
     return None

@@ -106,7 +106,8 @@ def examine(
             note = (
                 f"a round to {announced.purpose} with {announced.strategy} has {'an' if file is None else 'no'} {word}"
             )
-            return Unsound(FailureCategory.REPORT_INVALID, (note,))
+            uncorrected = role == "control" and file is None
+            return Unsound(FailureCategory.NOT_CORRECTED if uncorrected else FailureCategory.REPORT_INVALID, (note,))
     if odd := _what_cannot_be_kept(attempt.output / "state"):
         return Unsound(FailureCategory.REPORT_INVALID, (f"{odd} cannot be kept: it is no file and no directory",))
     update: dict[Role, Made] = {}

@@ -17,7 +17,14 @@ from typing import Final, assert_never
 from messages.schemas import FailureCategory
 from silo_agent.policy import Accepted, Declined
 
-HOPELESS: Final = frozenset({FailureCategory.DATA_MISSING})
+HOPELESS: Final = frozenset(
+    {
+        FailureCategory.DATA_MISSING,
+        FailureCategory.NOTHING_SHARED,
+        FailureCategory.NO_PROXIMAL_TERM,
+        FailureCategory.NOT_CORRECTED,
+    }
+)
 """Failures that another try would only repeat."""
 
 

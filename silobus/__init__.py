@@ -20,5 +20,17 @@ does, and neither is needed: the standard library and safetensors are enough, an
 from silobus.metrics import Metric, confusion, mean, roc, sum
 from silobus.round import Round
 from silobus.rounds import rounds
+from silobus.unmet import NoProximalTerm, NotCorrected, NothingShared
 
-__all__ = ["Metric", "Round", "confusion", "mean", "roc", "rounds", "sum"]
+__all__ = [
+    "Metric",
+    "NoProximalTerm",
+    "NotCorrected",
+    "NothingShared",
+    "Round",
+    "confusion",
+    "mean",
+    "roc",
+    "rounds",
+    "sum",
+]

@@ -21,6 +21,7 @@ from silobus.share import checked
 from silobus.state import Origins, read_state, restore, structure_of, write_state
 from silobus.tensors import kind_of
 from silobus.tracking import track
+from silobus.unmet import NoProximalTerm, NotCorrected
 from silobus.weights import copy_private, divide, load, write_private, write_update
 
 PURPOSES = ("initialise", "train", "evaluate")
@@ -136,7 +137,7 @@ class FederatedRound(Round):
         if self._wants_control:
             _check_corrected(self._control, steps, lr)
         if self._asked["hyperparameters"].get("proximal_mu") and not self._knows_mu:
-            raise RuntimeError(
+            raise NoProximalTerm(
                 f"this round wants FedProx's term (proximal_mu is {self._asked['hyperparameters']['proximal_mu']}), "
                 "and the script has none: add rnd.proximal(model) to the loss, or μ (w - x) to the gradient with μ = "
                 "rnd.proximal_mu"
@@ -214,12 +215,12 @@ def _check_corrected(control: Control | None, steps: int, lr: float | None) -> N
     """SCAFFOLD's sums are right only if every step was corrected, and the length of the steps is known."""
     calls = control.calls if control else 0
     if calls != steps:
-        raise RuntimeError(
+        raise NotCorrected(
             f"this round wants control variates (SCAFFOLD): {steps} steps were submitted, but correct() was called "
             f"{calls} times; call rnd.correct(model) after backward(), before each step of the optimizer"
         )
     if lr is None:
-        raise RuntimeError("this round wants control variates (SCAFFOLD): give submit() the learning rate, lr=…")
+        raise NotCorrected("this round wants control variates (SCAFFOLD): give submit() the learning rate, lr=…")
 
 
 def _clear(target: Path) -> None:

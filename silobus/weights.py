@@ -16,6 +16,7 @@ from typing import Any
 from silobus.files import Entry, TensorFile, Written, write_tensors
 from silobus.share import is_shared
 from silobus.tensors import CODES, DTYPES, FLOATS, Kind, kind_of, shape_of
+from silobus.unmet import NothingShared
 from silobus.values import raw_pieces, read, read_into, read_pieces
 
 
@@ -91,7 +92,7 @@ def divide(model: Any, *share: Sequence[str]) -> Model:
             )
         (shared if out else private).append(tensor)
     if not shared:
-        raise ValueError(f"of {len(private)} tensors none is shared by {' and '.join(map(repr, map(list, share)))}")
+        raise NothingShared(f"of {len(private)} tensors none is shared by {' and '.join(map(repr, map(list, share)))}")
     return Model(model, held, tuple(shared), tuple(private))
 
 

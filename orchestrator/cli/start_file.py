@@ -105,6 +105,8 @@ def _check(request: StartExperiment, file: str) -> None:
         needed = _quorum(request)
         if needed is not None and needed < least:
             raise too_small_for_strategy(request, needed, least)
+        if why := request.shares_nothing():
+            raise Poison("nothing-shared", why)
         if needed is not None and (why := request.too_few_to_check(needed)):
             raise Poison("quorum-too-small", f"checks: {why}")
     except Poison as problem:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from messages.experiments import StartExperiment
 from messages.fields import Scalar
-from messages.schemas import DeadlinePassed, DeclineReason, GraceOver, Payload, Role, UpdatePublished
+from messages.schemas import DeadlinePassed, GraceOver, Payload, Role, UpdatePublished
 from orchestrator.experiment.checking import Change
 
 
@@ -102,7 +102,8 @@ class RoundRefused:
     silo: str
     run: str
     round: int
-    reason: DeclineReason
+    reason: str
+    """One of `DeclineReason`, and what it is about, if it says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,7 +257,7 @@ def _record(closed: ClosedRound, outcome: RoundOutcome, now: datetime, model: Mo
 def _instead(state: Collecting, silo: str) -> str:
     match state.answers.get(silo):
         case Declined(reason=reason):
-            return f"declined: {reason.value}"
+            return f"declined: {reason}"
         case LeftOut(reason=reason):
             return f"left out: {reason}"
         case Failed(reason=reason) if has_answered(state, silo):

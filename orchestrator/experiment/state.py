@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from messages.experiments import StartExperiment
 from messages.fields import Count, Name, ParameterName, RoundNumber, RunId, Scalar, Time
-from messages.schemas import DeclineReason, Payload, Purpose, Role
+from messages.schemas import Payload, Purpose, Role
 from orchestrator.experiment.checking import Change
 from orchestrator.experiment.metrics import MetricNumber, PooledMetric, Tally
 from orchestrator.experiment.pace import Paces
@@ -109,7 +109,8 @@ class Declined(Frozen):
     """The silo's owner does not allow it, or it takes part no longer; it is not asked again in this round."""
 
     answer: Literal["declined"] = "declined"
-    reason: DeclineReason
+    reason: Reason
+    """One of `DeclineReason`, and what it is about, if it says so."""
 
 
 class Failed(Frozen):

@@ -9,6 +9,11 @@ import signal
 
 from messages.schemas import FailureCategory
 
+_UNMET = {
+    b"silobus.NothingShared": FailureCategory.NOTHING_SHARED,
+    b"silobus.NoProximalTerm": FailureCategory.NO_PROXIMAL_TERM,
+    b"silobus.NotCorrected": FailureCategory.NOT_CORRECTED,
+}
 _OUT_OF_MEMORY = (b"MemoryError", b"OutOfMemoryError", b"out of memory", b"Cannot allocate memory", b"bad_alloc")
 
 
@@ -25,4 +30,6 @@ def verdict(status: int, printed: bytes, *, kernel_killed: bool) -> FailureCateg
         return FailureCategory.OUT_OF_MEMORY
     if by_signal:
         return FailureCategory.KILLED
-    return FailureCategory.SCRIPT_ERROR if status else FailureCategory.NO_REPORT
+    if status == 0:
+        return FailureCategory.NO_REPORT
+    return next((category for name, category in _UNMET.items() if name in printed), FailureCategory.SCRIPT_ERROR)

@@ -158,7 +158,9 @@ async def test_declining(
         said = await world.hear()
         await world.settled()
         assert agent.silo.budget.spent("bc") == 0, "nothing has left, so nothing was spent"
-    assert said == {"schema_version": 1, "kind": "round-declined", "run": RUN, "round": 1, "reason": reason}
+    about = {"hyperparameter-forbidden": "lr", "transfer-forbidden": "float16"}.get(reason)
+    word = {"reason": reason, "about": about}
+    assert said == {"schema_version": 1, "kind": "round-declined", "run": RUN, "round": 1, **word}
     assert bool(world.ran()) is trains
     assert await world.store.list(names.updates_of(HERE), "") == []
     assert world.committed() == {}

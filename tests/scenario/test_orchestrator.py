@@ -17,7 +17,16 @@ from messages import names
 from messages.errors import NotFound
 from messages.experiments import CancelExperiment, PauseExperiment, ResumeExperiment, StartExperiment
 from messages.ports import Outgoing
-from messages.schemas import ClosedBecause, Head, Purpose, RoundAnnounced, RoundClosed, SiloHeartbeat
+from messages.schemas import (
+    ClosedBecause,
+    DeclineReason,
+    Head,
+    Purpose,
+    RoundAnnounced,
+    RoundClosed,
+    RoundDeclined,
+    SiloHeartbeat,
+)
 from orchestrator.documents import Presence
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
 from orchestrator.store import Documents
@@ -153,6 +162,19 @@ async def test_a_round_without_quorum_is_announced_again_and_then_the_run_fails(
         asked = [m for m in w.silos["north"].heard if isinstance(m, RoundAnnounced)]
         assert [(m.round, m.announcement) for m in asked] == [(1, 1), (1, 2)]
         assert w.silos["north"].heard[-1] == RoundClosed(run=run, round=1, because=ClosedBecause.FAILED)
+
+
+async def test_what_an_owner_forbids_is_passed_on_with_the_name_that_the_start_has_for_it() -> None:
+    async with world() as w:
+        await w.start()
+        south = w.silos["south"]
+        south.doing = lambda asked: "ignore"
+        w.live_silos()
+        run = await w.begin(quorum={"minimum": 3, "deadline": 100, "reminders": 0})
+        await rest()
+        reason = DeclineReason.HYPERPARAMETER_FORBIDDEN
+        await south.send(RoundDeclined(run=run, round=1, reason=reason, about="proximal_mu"))
+        assert "south: declined: hyperparameter-forbidden: proximal_mu" in (await w.ended()).reason
 
 
 # --- what silos send ---------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from messages.schemas import DeclineReason, Purpose
-from messages.share import lets_through
+from messages.schemas import DeclineReason, Purpose, RoundDeclined
+from messages.share import lets_nothing_through, lets_through
 from silo_agent.policy import Accepted, Declined, Facts, OneOf, Policy, Range, decide
-from tests.unit.agent.making import CODE, announced, task
+from tests.unit.agent.making import CODE, RUN, announced, task
 
 FACTS = Facts(code=CODE, spent=0)
 
@@ -128,6 +128,31 @@ def test_transfer_dtype(dtype: str, reason: DeclineReason | None) -> None:
     assert verdict({"transfer": {"dtype": dtype}}) is reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"hyperparameters": {"lr": 0.1, "proximal_mu": 5}}, "hyperparameter-forbidden: proximal_mu"),
+        ({"hyperparameters": {"lr": 2}}, "hyperparameter-forbidden: lr"),
+        ({"roles": ["weights", "control"]}, "role-forbidden: control"),
+        ({"transfer": {"dtype": "bfloat16"}}, "transfer-forbidden: bfloat16"),
+        ({"share": ["head.weight"]}, "outbound-forbidden"),
+        ({"silos": 1}, "too-few-silos"),
+        ({"task": "other"}, "task-not-offered"),
+    ],
+)
+def test_what_is_forbidden_is_told_by_the_name_that_the_announcement_has_for_it(
+    asked: dict[str, Any], words: str
+) -> None:
+    listed = {"lr": {"min": 0.01, "max": 1.0}, "of_the_owner": {"min": 1, "max": 1}}
+    limits = {"rounds": 10, "hyperparameters": listed, "fixed": {"batch": 32}}
+    outbound = {"tensors": ["*", "!head.*"], "dtypes": ["float32"], "max_bytes": 10}
+    declined = decide(Policy(tasks={"t": task(limits=limits, outbound=outbound)}), announced(**asked), FACTS)
+    assert isinstance(declined, Declined)
+    assert declined.words == words
+    told = RoundDeclined(run=RUN, round=1, reason=declined.reason, about=declined.about)
+    assert told.words == words, "both halves say it alike"
+
+
 def test_transfer_does_not_matter_where_no_update_is_sent() -> None:
     assert verdict({"transfer": {"dtype": "float16"}, "purpose": Purpose.EVALUATE}) is None
 
@@ -183,3 +208,26 @@ def test_the_digest_changes_with_what_is_allowed_and_tells_nothing_of_paths_and_
     assert Policy(tasks={"t": task(limits={"rounds": 11})}).digest() != digest
     assert Policy(tasks={"t": task(code={"path": "/nowhere/train.py", "sha256": "e" * 64})}).digest() != digest
     assert Policy(tasks={"t": task(outbound={"tensors": ["*"]})}).digest() != digest
+
+
+@pytest.mark.parametrize(
+    ("patterns", "nothing"),
+    [
+        (["!*"], True),
+        (["!head.*"], True),
+        (["*", "!*"], True),
+        (["*", "!**"], True),
+        (["a.*", "!a.*"], True),
+        (["a.b.*", "b", "!a*", "!?"], True),
+        (["head.w", "!head.[vw]"], True),
+        (["*"], False),
+        (["!*", "*"], False),
+        (["*", "!*", "head.*"], False),
+        (["*", "!head.*"], False),
+        (["a.*", "!a.b"], False),
+        (["h*d", "!h?d"], False),  # heard
+        (["[ab]c", "!*b]c"], False),  # ac
+    ],
+)
+def test_patterns_that_let_nothing_through_whatever_tensors_are_called(patterns: list[str], nothing: bool) -> None:
+    assert lets_nothing_through(patterns) is nothing

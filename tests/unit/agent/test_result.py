@@ -227,7 +227,7 @@ def test_control_variates_are_judged_as_weights_are(tried: Try) -> None:
 
 def test_control_variates_are_there_when_they_are_asked_for_and_only_then(tried: Try) -> None:
     write_both(tried, None)
-    assert tried.category(roles=ROLES) is FailureCategory.REPORT_INVALID
+    assert tried.category(roles=ROLES) is FailureCategory.NOT_CORRECTED
     write_both(tried, safetensors({"w": [0.5, 0.5]}))
     assert tried.category() is FailureCategory.REPORT_INVALID
 

@@ -24,6 +24,11 @@ TRACE = b"Traceback (most recent call last):\n"
         (-11, b"", True, FailureCategory.KILLED),
         (-15, b"", False, FailureCategory.KILLED),
         (1, b"", True, FailureCategory.SCRIPT_ERROR),
+        (1, TRACE + b"silobus.NothingShared: of 9", False, FailureCategory.NOTHING_SHARED),
+        (1, TRACE + b"silobus.NoProximalTerm: this", False, FailureCategory.NO_PROXIMAL_TERM),
+        (1, TRACE + b"silobus.NotCorrected: this", False, FailureCategory.NOT_CORRECTED),
+        (-15, TRACE + b"silobus.NotCorrected: this", False, FailureCategory.KILLED),
+        (0, b"silobus.NotCorrected", False, FailureCategory.NO_REPORT),
         (75, b"", False, FailureCategory.SCRIPT_ERROR),
     ],
 )

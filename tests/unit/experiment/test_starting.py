@@ -78,6 +78,7 @@ def test_silos_are_those_listed_in_that_order_even_if_some_do_not_offer_the_task
         (start(silos=["north", "west"]), "unknown-silos"),
         (start(overrides={"west": {"lr": 1}}), "unknown-silos"),
         (start(offering=("north",)), "quorum-too-large"),
+        (start(share=["*", "!*"]), "nothing-shared"),
     ],
 )
 def test_a_start_that_cannot_run_is_refused(event: StartRequested, reason: str) -> None:

@@ -150,7 +150,9 @@ def test_a_script_that_knows_nothing_of_the_term_fails_a_round_that_wants_it(giv
         rnd.load(model, share=SHARE)
         rnd.submit(model, samples=8, steps=1)
 
-    with pytest.raises(RuntimeError, match=r"wants FedProx's term \(proximal_mu is 0\.5\), and the script has none"):
+    with pytest.raises(
+        silobus.NoProximalTerm, match=r"wants FedProx's term \(proximal_mu is 0\.5\), and the script has none"
+    ):
         run(given(weights=shared(model), hyperparameters={"proximal_mu": 0.5}), body)
     run(given(weights=shared(model), hyperparameters={"proximal_mu": 0}), body)
     run(given(weights=shared(model), hyperparameters={"lr": 0.5}), body)
@@ -303,7 +305,7 @@ def test_a_try_that_is_made_again_gives_the_same_change(given: Given, run: Run) 
 def test_control_variates_without_a_correction_of_every_step_are_refused(given: Given, run: Run) -> None:
     weights = shared(Net())
     made = given(weights=weights, roles=BOTH)
-    with pytest.raises(RuntimeError, match=r"3 steps were submitted, but correct\(\) was called 0 times"):
+    with pytest.raises(silobus.NotCorrected, match=r"3 steps were submitted, but correct\(\) was called 0 times"):
         run(made, trains(Net(), 1, corrects=False))
     assert not (made.target / "report.json").exists()
 
@@ -317,7 +319,7 @@ def test_control_variates_without_a_correction_of_every_step_are_refused(given: 
             rnd.submit(model, samples=1, steps=1, lr=0)
         rnd.submit(model, samples=1, steps=1)
 
-    with pytest.raises(RuntimeError, match=r"give submit\(\) the learning rate"):
+    with pytest.raises(silobus.NotCorrected, match=r"give submit\(\) the learning rate"):
         run(given(weights=weights, roles=BOTH), without_lr)
 
 

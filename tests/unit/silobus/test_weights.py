@@ -134,7 +134,7 @@ def test_a_private_tensor_begins_with_the_one_received_and_then_goes_its_own_way
 
 
 def test_nothing_shared_is_an_error(given: Given, run: Run) -> None:
-    with pytest.raises(ValueError, match=r"of 9 tensors none is shared by \['body\.\*'\] and \['\*'\]"):
+    with pytest.raises(silobus.NothingShared, match=r"of 9 tensors none is shared by \['body\.\*'\] and \['\*'\]"):
         run(given(weights=values(network())), script(network(), share=["body.*"]))
 
 
