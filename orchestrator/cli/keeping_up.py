@@ -53,16 +53,24 @@ def row(silo: str, paces: Paces, straggler: str | None) -> tuple[object, ...]:
         pace.updates,
         pace.missed,
         pace.late,
-        f"{pace.bytes / 1e6:.1f}",
+        _size(pace.bytes),
         straggler,
     )
 
 
-COLUMNS: Final = ("silo", "trains, s", "answers, s", "updates", "missed", "late", "MB", "straggler")
+COLUMNS: Final = ("silo", "trains, s", "answers, s", "updates", "missed", "late", "sent", "straggler")
 
 
 def _taken(taken: Taken | None) -> dict[str, float] | None:
     return None if taken is None else {"last": round(taken.last, 3), "mean": round(taken.mean, 3)}
+
+
+def _size(size: int) -> str:
+    """In the unit in which it has digits before the point; below a kB in bytes."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"
 
 
 def _shown(taken: Taken | None) -> str | None:

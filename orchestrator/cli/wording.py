@@ -5,6 +5,7 @@ Who is heard of, and what an open round waits for, is `awaiting`'s; how silos ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, assert_never
 
@@ -17,6 +18,7 @@ from orchestrator.cli.standing import Standing
 from orchestrator.cli.terminal import Complaint
 from orchestrator.experiment.state import (
     Aggregating,
+    ClosedRound,
     Collecting,
     Ended,
     Model,
@@ -24,6 +26,7 @@ from orchestrator.experiment.state import (
     Run,
     Tombstone,
     Updated,
+    UpdateRecord,
 )
 
 
@@ -110,16 +113,22 @@ def silo_state(standing: Standing, silo: str) -> str:
 
 
 def last_answer(standing: Standing, silo: str) -> dict[str, Any] | None:
-    """The newest round in which the silo's update counted."""
+    """The newest round in which the silo's update counted; not the final evaluation, which has no updates."""
+    for round_, answer in _answers(standing, silo):
+        if round_.purpose is not Purpose.EVALUATE:
+            numbers = {"at": answer.at, "samples": answer.samples, "seconds": answer.seconds}
+            return {"round": round_.round, **numbers}
+    return None
+
+
+def _answers(standing: Standing, silo: str) -> Iterator[tuple[Collecting | ClosedRound, Updated | UpdateRecord]]:
+    """The silo's updates and evaluations that counted, and their rounds; the newest first."""
     state = standing.state
     if isinstance(state, Collecting) and isinstance(answer := state.answers.get(silo), Updated):
-        return {"round": state.round, "at": answer.at, "samples": answer.samples, "seconds": answer.seconds}
-    closed = [standing.records[number] for number in sorted(standing.records, reverse=True)]
+        yield state, answer
+    closed: list[ClosedRound] = [standing.records[number] for number in sorted(standing.records, reverse=True)]
     for record in (state.closed, *closed) if isinstance(state, Aggregating) else closed:
-        for update in record.updates:
-            if update.silo == silo:
-                return {"round": record.round, "at": update.at, "samples": update.samples, "seconds": update.seconds}
-    return None
+        yield from ((record, update) for update in record.updates if update.silo == silo)
 
 
 # --- in numbers --------------------------------------------------------------------------------------------------
@@ -236,5 +245,5 @@ def _silo(standing: Standing, silo: str) -> dict[str, Any]:
 
 def last_seen(standing: Standing, silo: str) -> datetime | None:
     """When anything came from it: a hello, a heartbeat, an answer."""
-    presence, answer = standing.presence.get(silo), last_answer(standing, silo)
-    return max([*([presence.seen_at] if presence else []), *([answer["at"]] if answer else [])], default=None)
+    presence, answer = standing.presence.get(silo), next(_answers(standing, silo), None)
+    return max([*([presence.seen_at] if presence else []), *([answer[1].at] if answer else [])], default=None)

@@ -17,7 +17,7 @@ from messages.experiments import StartExperiment
 from messages.schemas import DeclineReason, Payload, Purpose, SiloHeartbeat, SiloHello
 from messages.transport.directory import DirectoryStore
 from orchestrator.cli.awaiting import waiting_for
-from orchestrator.cli.keeping_up import stragglers
+from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
 from orchestrator.cli.standing import Standing, Unread
 from orchestrator.cli.watch import Lines, view
 from orchestrator.cli.wording import as_json, phase_of, status_of
@@ -281,6 +281,14 @@ def test_a_set_that_is_compared_says_so() -> None:
     assert waiting_for(standing(aggregating(state))) == "the comparison of 3 updates, and their sum"
 
 
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 B"), (999, "999 B"), (18_436, "18.4 kB"), (3_000_000, "3.0 MB"), (2.5e9, "2.5 GB")]
+)
+def test_what_silos_sent_is_shown_in_a_unit_that_fits(size: float, words: str) -> None:
+    cells = dict(zip(COLUMNS, row("east", {"east": Pace(bytes=int(size))}, None), strict=True))
+    assert cells["sent"] == words
+
+
 def test_a_few_seconds_more_make_no_straggler() -> None:
     paces = {name: Pace(answering=Taken(last=s, mean=s)) for name, s in (("east", 1.0), ("north", 1.0), ("south", 9.0))}
     assert stragglers(paces) == {}
@@ -417,7 +425,17 @@ def test_metrics_belong_to_the_round_that_made_the_weights() -> None:
     ]
     assert said["metrics"] == {"loss": 0.2}
     assert said["silos"]["south"]["state"] == "had not answered"
-    assert said["silos"]["north"]["last_answer"]["round"] == 3
+
+
+def test_the_final_evaluation_is_no_update_but_a_sign_of_life() -> None:
+    evaluated = record(3, loss=0.2)
+    late = [update.model_copy(update={"at": at(31)}) for update in evaluated.updates]
+    found = standing(ENDED, record(2, loss=0.5), evaluated.model_copy(update={"updates": tuple(late)}))
+
+    said = as_json(found)["silos"]["north"]
+
+    assert (said["last_answer"]["round"], said["state"]) == (2, "evaluated")
+    assert said["last_sign_of_life"] == at(31)
 
 
 def test_the_command_prints_the_same_as_json_and_in_words(silobus: Federation) -> None:
