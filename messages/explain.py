@@ -12,6 +12,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from messages import names
+
 _MOST: Final = 10
 _SHOULD_BE: Final = "Input should be "
 
@@ -80,6 +82,8 @@ def _in_our_words(problem: ErrorDetails) -> str:
     match problem["type"]:
         case "union_tag_invalid":  # pydantic would repeat the value
             return f"`kind` should be one of {problem['ctx']['expected_tags']}"
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] == names.NAME_PATTERN:
+            return "String should match the pattern of names: lower-case letters, digits and hyphens between them"
         case "model_type" | "dict_type":
             return f"{_SHOULD_BE}an object"
         case _:

@@ -305,6 +305,12 @@ def test_no_field_holds_a_location_or_a_senders_name() -> None:
         (start(hyperparameters={"lr": [1]}), "invalid-message", ["hyperparameters.lr"]),
         (start(share=["! x"]), "invalid-message", ["share.0: "]),
         (start(quorum={"deadline": 0}), "invalid-message", ["quorum.deadline: "]),
+        (start(strategy={"name": "FedAdam"}), "invalid-message", ["strategy.name: ", "lower-case letters, digits and"]),
+        (
+            start(strategy={"name": "fedadam", "server_lr": 0.1}),
+            "invalid-message",
+            ["strategy: there is no field server_lr; what a strategy is told stands under `options`"],
+        ),
     ],
 )
 def test_what_is_wrong_is_named(fields: Any, reason: str, says: list[str]) -> None:
@@ -331,7 +337,14 @@ def test_what_is_wrong_is_named(fields: Any, reason: str, says: list[str]) -> No
             {"hyperparameters": {"lr": {"by_round": {"2": 1}}}},
             "hyperparameters.lr: a schedule needs a value for round 1",
         ),
-        ({"overrides": {"a": {"lr": {"by": 1}}}}, "overrides.a.lr.by_round: Field required; overrides.a.lr.by: Extra"),
+        (
+            {"overrides": {"a": {"lr": {"by": 1}}}},
+            'overrides.a.lr: should be one value, or a schedule such as {"by_round": {"1": 0.1, "10": 0.01}}',
+        ),
+        (
+            {"hyperparameters": {"lr": {"by_round": {"1": 0.1}, "x": 1}}},
+            "hyperparameters.lr.x: Extra inputs are not permitted",
+        ),
         ({"initial": 3}, "initial: Input should be an object"),
         ({"initial": {}}, "initial: experiment: Field required or sha256: Field required"),
         ({"initial": {"experiment": "A"}}, "initial.experiment: String should match"),

@@ -174,6 +174,53 @@ def test_a_strategy_that_is_not_installed_here_is_left_to_the_orchestrators_and_
     assert len(silobus.bodies(names.EXPERIMENTS)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("FedAdam", "fedadam"), ("multi_krum", "multi-krum"), ("Trimmed Mean", "trimmed-mean"), ("FedAvg-M", "fedavgm")],
+)
+def test_a_name_that_is_nearly_one_says_which(silobus: Federation, tmp_path: Path, name: str, meant: str) -> None:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | strategy(name)))
+
+    result = silobus("start", path)
+
+    assert result.exit_code == 1
+    assert "strategy.name: String should match the pattern of names: lower-case letters, digits" in result.stderr
+    assert result.stderr.endswith(f"Did you mean `{meant}`?\n")
+
+
+@pytest.mark.parametrize("said", [{"name": "Nothing Like It"}, {"name": 7}, "FedAdam", {"nam": "FedAdam"}])
+def test_what_is_near_to_nothing_is_not_guessed(silobus: Federation, tmp_path: Path, said: object) -> None:
+    path = tmp_path / "start.json"
+    path.write_text(json.dumps(TEN_LINES | {"strategy": said}))
+
+    result = silobus("start", path)
+
+    assert result.exit_code == 1
+    assert "Did you mean" not in result.stderr
+
+
+@pytest.mark.parametrize("number", ["NaN", "nan", ".nan", "Infinity", "-inf", "-.inf", "1e999"])
+def test_a_number_that_is_not_finite_is_no_text(silobus: Federation, tmp_path: Path, number: str) -> None:
+    path = tmp_path / "start.yaml"
+    path.write_text(json.dumps(TEN_LINES).replace("}", f',\n"hyperparameters": {{"lr": [{number}]}}}}'))
+
+    result = silobus("start", path)
+
+    assert result.exit_code == 1
+    assert f"{path}, line 2: `{number}` is no finite number, and JSON cannot have it." in result.stderr
+
+
+def test_in_quotes_it_is_text(silobus: Federation, tmp_path: Path) -> None:
+    path = tmp_path / "start.yaml"
+    path.write_text("experiment: e\ntask: t\nrounds: 2\nhyperparameters: {missing: 'NaN', inference: inferno}\n")
+
+    assert silobus("start", path).exit_code == 0
+
+    [body] = silobus.bodies(names.EXPERIMENTS)
+    assert json.loads(body)["hyperparameters"] == {"missing": "NaN", "inference": "inferno"}
+
+
 def test_a_missing_file_is_said_plainly(silobus: Federation) -> None:
     result = silobus("start", "/no/such/file")
 
