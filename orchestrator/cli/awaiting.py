@@ -246,9 +246,8 @@ def _updates(state: Collecting) -> int:
 
 
 def _out_of_reach(state: Collecting) -> bool:
-    """Whether no quorum can come of this announcement any more, and there is another after it."""
-    again = state.purpose is Purpose.TRAIN and state.reminded < state.run.request.quorum.reminders
-    return again and _updates(state) + len(awaited(state)) < state.quorum
+    """Whether no quorum can come of this announcement any more: there is another after it, or the run would be over."""
+    return state.purpose is Purpose.TRAIN and _updates(state) + len(awaited(state)) < state.quorum
 
 
 def _in_vain(state: Collecting) -> str:

@@ -11,7 +11,7 @@ from orchestrator.experiment.checking import Change
 from orchestrator.experiment.collecting import announce_again
 from orchestrator.experiment.state import Collecting, Failed, State
 from tests.unit.cli.test_status import LOOKED, beating
-from tests.unit.experiment.given import after, at, collecting, declined, failed, training, update
+from tests.unit.experiment.given import after, at, collecting, declined, evaluating, failed, training, update
 
 SILOS = ("east", "north", "south")
 
@@ -92,6 +92,14 @@ def test_with_enough_left_for_a_quorum_it_is_the_deadline_that_is_waited_for() -
     assert (waiting_for(found(state, 3, beaten())) or "").endswith(
         "(has 1, needs 2; 1 failed: timeout); at the deadline, 2026-01-01 00:01:40 UTC, it closes with a "
         "quorum, and is announced again without (1 times at most)"
+    )
+
+
+def test_an_evaluation_has_no_next_try() -> None:
+    state = collecting(after(evaluating(), declined("east", 3), declined("north", 3), now=at(2))[0])
+
+    assert (waiting_for(found(state, 3, {})) or "").endswith(
+        "needs 2; 2 declined: budget-spent); closes at the deadline, 2026-01-01 00:01:40 UTC"
     )
 
 
