@@ -142,7 +142,8 @@ def _meant(name: str, problem: Poison) -> str:
 
     by_letters = {_letters(known): known for known in supported()}
     near = difflib.get_close_matches(_letters(name[:80]), by_letters, n=1, cutoff=0.75)
-    return f" Did you mean `{by_letters[near[0]]}`?" if near else ""
+    stop = "" if problem.description.endswith(".") else "."
+    return f"{stop} Did you mean `{by_letters[near[0]]}`?" if near else ""
 
 
 def _letters(name: str) -> str:

@@ -186,7 +186,7 @@ def test_a_name_that_is_nearly_one_says_which(silobus: Federation, tmp_path: Pat
 
     assert result.exit_code == 1
     assert "strategy.name: String should match the pattern of names: lower-case letters, digits" in result.stderr
-    assert result.stderr.endswith(f"Did you mean `{meant}`?\n")
+    assert result.stderr.endswith(f" between them. Did you mean `{meant}`?\n")
 
 
 @pytest.mark.parametrize("said", [{"name": "Nothing Like It"}, {"name": 7}, "FedAdam", {"nam": "FedAdam"}])
