@@ -32,16 +32,19 @@ def read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
     return table[:, :-1], table[:, -1]
 
 
-def fit(model, x, y, params, on_step):
+def fit(rnd, model, x, y):
+    params = rnd.params
     optimizer = torch.optim.SGD(model.parameters(), lr=params["lr"], momentum=params["momentum"])
     steps = 0
     for _ in range(params["epochs"]):
         for batch in torch.randperm(len(x)).split(params["batch"]):
             optimizer.zero_grad()
-            nn.functional.binary_cross_entropy_with_logits(model(x[batch])[:, 0], y[batch]).backward()
+            loss = nn.functional.binary_cross_entropy_with_logits(model(x[batch])[:, 0], y[batch])
+            (loss + rnd.proximal(model)).backward()  # for FedProx; 0 with other strategies
+            rnd.correct(model)  # for SCAFFOLD
             optimizer.step()
             steps += 1
-            on_step(steps)
+            rnd.progress(steps)
     return len(x), steps
 
 
@@ -74,8 +77,8 @@ def main() -> None:
         if rnd.evaluates:
             rnd.score(**evaluate(model, *read(rnd.data["test"])))
         if rnd.trains:
-            samples, steps = fit(model, *read(rnd.data["train"]), rnd.params, on_step=rnd.progress)
-            rnd.submit(model, samples=samples, steps=steps)
+            samples, steps = fit(rnd, model, *read(rnd.data["train"]))
+            rnd.submit(model, samples=samples, steps=steps, lr=rnd.params["lr"])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
     return images.float()[:, None] / 16, labels.long()
 
 
-def fit(model, x, y, params, on_step):
+def fit(rnd, model, x, y):
+    params = rnd.params
     optimizer = torch.optim.SGD(model.parameters(), lr=params["lr"])
     model.train()
     steps = 0
@@ -56,10 +57,12 @@ def fit(model, x, y, params, on_step):
             if len(batch) == 1:
                 continue  # one image has no batch statistics
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+            (loss + rnd.proximal(model)).backward()  # for FedProx; 0 with other strategies
+            rnd.correct(model)  # for SCAFFOLD
             optimizer.step()
             steps += 1
-            on_step(steps)
+            rnd.progress(steps)
     return len(x), steps
 
 
@@ -92,8 +95,8 @@ def main() -> None:
         if rnd.evaluates:
             rnd.score(**evaluate(model, *read(rnd.data["test"])))
         if rnd.trains:
-            samples, steps = fit(model, *read(rnd.data["train"]), rnd.params, on_step=rnd.progress)
-            rnd.submit(model, samples=samples, steps=steps)
+            samples, steps = fit(rnd, model, *read(rnd.data["train"]))
+            rnd.submit(model, samples=samples, steps=steps, lr=rnd.params["lr"])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ _LIMITS: Final = {
     "lr": {"min": 0.0001, "max": 1.0},
     "epochs": {"min": 1, "max": 20},
     "batch": {"min": 1, "max": 256},
+    "proximal_mu": {"min": 0.0, "max": 1.0},
 }
 _METRICS: Final = {"loss": {"min": 0, "max": 1000}, "accuracy": {"min": 0, "max": 1}}
 TASKS: Final = {
@@ -172,8 +173,9 @@ def policy(task: Task, folder: Folder, silo: str, silos: int) -> dict[str, Any]:
                     "hyperparameters": dict(task.limits),
                 },
                 "outbound": {
+                    "roles": ["weights", "control"],
                     "tensors": ["*"],
-                    "dtypes": ["float32", "int64"],
+                    "dtypes": ["float32", "int64", "bfloat16"],
                     "max_bytes": 10_000_000,
                     "metrics": dict(task.metrics),
                     "min_samples": FEWEST_HELD_OUT,

@@ -187,6 +187,10 @@ SPLITS = {
 }
 
 
+IN_FULL = {"roles": ["weights", "control"], "hyperparameters": {"proximal_mu": 0.01}}
+"""What FedProx and SCAFFOLD ask of a script: it fails where it does not do its part."""
+
+
 @pytest.mark.parametrize("example", SPLITS)
 def test_an_example_learns_alone_and_federated(
     example: str, tmp_path: Path, here: Callable[..., str], given: Given
@@ -204,8 +208,10 @@ def test_an_example_learns_alone_and_federated(
     accuracy = []
     for number in range(1, rounds + 2):
         purpose = "train" if number <= rounds else "evaluate"
-        after = given(purpose, weights=done.target / "update.safetensors", data=paths, round=number)
+        asked = IN_FULL if number == rounds else {}
+        after = given(purpose, weights=done.target / "update.safetensors", data=paths, round=number, **asked)
         here(script, **after.environment)
+        assert (after.target / "control.safetensors").exists() is bool(asked)
         accuracy += [metric["value"] for metric in after.report["metrics"] if metric["name"] == "accuracy"]
         done = after
     assert len(accuracy) == rounds + 1

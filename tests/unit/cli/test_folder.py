@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,9 @@ from orchestrator.cli.terminal import Complaint
 from orchestrator.settings import OrchestratorSettings
 from servicebus_emulator.config import read_config
 from silo_agent.code_digest import code_digest
+from silo_agent.policy import Accepted, Facts, decide
 from silo_agent.settings import SiloSettings
+from tests.unit.agent.making import announced
 
 SILOS = ["north", "south"]
 
@@ -171,3 +174,21 @@ def test_an_agent_reads_what_the_demo_writes_and_approves_the_code(folder: Folde
     assert allowed.code.sha256 == code_digest(allowed.code.path)
     assert allowed.outbound.metrics.keys() >= {"loss", "accuracy"}
     assert settings.home == folder.home("north")
+
+
+@pytest.mark.parametrize("name", list(hospitals.TASKS))
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"hyperparameters": {"proximal_mu": 0.1}, "strategy": "fedprox"},
+        {"roles": ["weights", "control"], "strategy": "scaffold"},
+        {"transfer": {"form": "delta", "dtype": "bfloat16"}},
+    ],
+)
+def test_the_demos_owners_allow_what_strategies_ask_for(folder: Folder, name: str, asked: dict[str, Any]) -> None:
+    task = hospitals.task_named(name)
+    write_silo(folder, "north", hospitals.policy(task, folder, "north", 3))
+    policy = load_yaml(folder.silo("north"), SiloSettings).policy()
+
+    facts = Facts(code=policy.tasks[name].code.sha256, spent=0)
+    assert isinstance(decide(policy, announced(task=name, **asked), facts), Accepted)
