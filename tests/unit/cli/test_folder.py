@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from messages.experiments import StartExperiment
 from messages.rights import AGENT, OPERATOR, principals
 from messages.settings import load_yaml
+from orchestrator.aggregation import admitted, least_updates
 from orchestrator.cli import hospitals
 from orchestrator.cli.folder import (
     Card,
@@ -192,3 +194,13 @@ def test_the_demos_owners_allow_what_strategies_ask_for(folder: Folder, name: st
 
     facts = Facts(code=policy.tasks[name].code.sha256, spent=0)
     assert isinstance(decide(policy, announced(task=name, **asked), facts), Accepted)
+
+
+def test_the_first_example_of_the_strategies_page_goes_with_the_federation_that_it_names() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "strategies.md").read_text()
+    example = page.split("```json\n", 1)[1].split("```", 1)[0]
+    request = StartExperiment.model_validate_json(example)
+
+    assert "`silobus up` has three hospitals" in page
+    assert request.task in hospitals.TASKS
+    assert least_updates(admitted(request)) <= request.quorum.needed(3) <= 3
