@@ -28,8 +28,9 @@ def admitted(request: StartExperiment) -> Strategy:
     """The strategy that an experiment asks for.
 
     Raises Poison `unknown-strategy`, `invalid-strategy-options`, `strategy-failed`; and where the rest of the request
-    does not go with it, `weights-without-silos`, `hyperparameter-of-strategy`, `checks-of-weights-only`. Whether its
-    quorums are enough for the strategy (`least_updates`) shows with its members.
+    does not go with it, `weights-without-silos`, `hyperparameter-of-strategy`, `checks-of-weights-only`,
+    `checks-that-bound-nothing`. Whether its quorums are enough for the strategy (`least_updates`) shows with its
+    members.
     """
     asked = request.strategy
     strategy = strategy_named(asked.name, asked.options, asked.weights)
@@ -116,7 +117,16 @@ def _check_hyperparameters(request: StartExperiment, strategy: Strategy) -> None
 def _check_checks(request: StartExperiment, strategy: Strategy) -> None:
     """Bounds are on the change of weights: how long an honest change of anything else is, is in no unit of theirs."""
     checks, others = request.checks, sorted(strategy.roles.keys() - {"weights"})
-    if checks is not None and checks.bounds and others:
+    if checks is None or not checks.bounds:
+        return
+    if not all(one.bounded for one in strategy.roles.values()):
+        raise Poison(
+            "checks-that-bound-nothing",
+            f"{', '.join(checks.bounds)} would leave out updates that are too long or odd, and with strategy "
+            f"{strategy.name} a silo makes the others' as long as it likes by what it says of itself, such as its "
+            "steps. Leave the bounds out (`measure` may stay) or use another strategy.",
+        )
+    if others:
         raise Poison(
             "checks-of-weights-only",
             f"{', '.join(checks.bounds)} would leave updates out by their weights, and whatever a silo sends as "

@@ -160,6 +160,12 @@ class Strategy:
         return False
 
     @property
+    def bounded(self) -> bool:
+        """Whether bounds on how long updates are bound the sum. Not where a silo's word, such as its steps, makes the
+        others' changes longer: then bounds in an experiment's `checks` would promise what they do not hold."""
+        return True
+
+    @property
     def state(self) -> Mapping[str, float]:
         """Names of what it keeps from round to round, and what each is before the first.
 

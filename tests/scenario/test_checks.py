@@ -121,6 +121,20 @@ async def test_a_replay_makes_the_same_bytes() -> None:
     assert found == ["same", "same"]
 
 
+async def test_bounds_with_fednova_are_refused_at_the_start() -> None:
+    """A silo whose change is as long as the others' says 10^12 steps, and theirs become so many times longer."""
+    async with world(HONEST) as w:
+        await w.start()
+        w.live_silos()
+        await w.begin(quorum=QUORUM, strategy={"name": "fednova"}, checks=BOTH)
+        await rest()
+        assert await w.dead_letters(names.EXPERIMENTS) == ["checks-that-bound-nothing"]
+        assert w.state() is None
+        await w.begin(experiment="measured", quorum=QUORUM, strategy={"name": "fednova"}, checks={"measure": True})
+        await rest()
+        assert await w.dead_letters(names.EXPERIMENTS) == ["checks-that-bound-nothing"]
+
+
 # --- the quorum, again -------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,10 @@ class FedNova(Strategy):
     def reads_base(self) -> bool:
         return True
 
+    @property
+    def bounded(self) -> bool:
+        return False  # who claims 10^12 steps makes τ_eff of them, and everybody else's change so many times longer
+
     def admit(self, facts: Facts) -> None:
         if facts.steps == 0:
             raise Poison(

@@ -202,7 +202,10 @@ def test_what_the_strategy_sets_is_not_set_twice() -> None:
     assert admitted(request("fedprox", {"mu": 0.1})).hyperparameters == {"proximal_mu": 0.1}
 
 
-@pytest.mark.parametrize("bound", [{"max_norm": 1.0}, {"max_norm_ratio": 5.0}, {"min_cosine": 0.0}])
+BOUNDS: list[dict[str, float]] = [{"max_norm": 1.0}, {"max_norm_ratio": 5.0}, {"min_cosine": 0.0}]
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
 def test_bounds_that_would_let_a_second_role_through_are_refused(bound: dict[str, float]) -> None:
     """Weights within them, and a control variate of 3e38 for everybody."""
     with pytest.raises(Poison) as caught:
@@ -211,6 +214,34 @@ def test_bounds_that_would_let_a_second_role_through_are_refused(bound: dict[str
     assert caught.value.description.startswith(f"{next(iter(bound))} would leave updates out by their weights")
     assert admitted(request("scaffold", checks={"measure": True})).name == "scaffold"
     assert admitted(request("fedavg", checks=bound)).name == "fedavg"
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_bounds_that_a_claim_gets_past_are_refused(bound: dict[str, float]) -> None:
+    """FedNova multiplies what others send by the mean number of steps, and steps are a silo's word."""
+    with pytest.raises(Poison) as caught:
+        admitted(request("fednova", checks={"measure": True, **bound}))
+    assert caught.value.reason == "checks-that-bound-nothing"
+    assert caught.value.description.startswith(f"{next(iter(bound))} would leave out updates that are too long or odd")
+    assert admitted(request("fednova", checks={"measure": True})).name == "fednova"
+
+
+@pytest.mark.parametrize(("name", "options"), ALL)
+def test_what_goes_with_bounds_does_not_go_further_whatever_a_silo_says_of_itself(
+    name: str, options: dict[str, Any]
+) -> None:
+    """Seven changes of length 1, one by a silo that claims as many samples and steps as there can be."""
+    try:
+        strategy = admitted(request(name, options, checks=BOUNDS[0]))
+    except Poison as refused:
+        if refused.reason not in ("checks-of-weights-only", "checks-that-bound-nothing"):
+            raise
+        return
+    base, claims = {"w": np.zeros(2)}, (1, 1, 1, 1, 1, 1, 10**12)
+    models = [{"w": np.array([0.6, 0.8]) * sign} for sign in (1, 1, 1, 1, 1, 1, -1)]
+    made = combine(strategy, models, samples=claims, steps=claims, base=base)
+    own = getattr(strategy, "server_lr", 1.0)  # what the experiment itself makes of a change of length 1, or 1 / τ
+    assert np.linalg.norm(made.model["w"]) <= 1 + own / getattr(strategy, "tau", 1.0)
 
 
 def test_what_updates_bring_is_said_by_roles() -> None:
