@@ -290,7 +290,7 @@ class _Folds:
         self._base: list[Array] | None = None
         specs = [round_.layout.by_name[piece.tensor] for piece in batch]
         self._folds = [
-            task.fold(spec.dtype, round_.widest(spec.name), piece.stop - piece.start)
+            task.fold(spec.name, spec.dtype, round_.widest(spec.name), piece.stop - piece.start)
             for spec, piece in zip(specs, batch, strict=True)
         ]
 

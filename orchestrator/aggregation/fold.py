@@ -55,12 +55,13 @@ class Sum:
         """Whether the base's numbers are needed."""
         return self.form == "delta" or self.strategy.reads_base
 
-    def fold(self, dtype: str, widest: str, elements: int) -> Fold:
+    def fold(self, tensor: str, dtype: str, widest: str, elements: int) -> Fold:
         """For one chunk; `dtype` is safetensors' code of the model's tensor, `widest` that of the updates'."""
         if dtype not in FLOATING:
             return _Integers(self, DTYPES[dtype], elements)
+        wide = np.dtype(np.float64 if widest == "F64" else np.float32)
         with blamed(self.strategy):
-            return _Floats(self, DTYPES[dtype], np.dtype(np.float64 if widest == "F64" else np.float32), elements)
+            return _Floats(self, DTYPES[dtype], wide, elements, averages=self.strategy.averages(tensor))
 
 
 class Fold(Protocol):
@@ -79,14 +80,17 @@ class Fold(Protocol):
 
 
 class _Floats:
-    def __init__(self, task: Sum, dtype: np.dtype[Any], wide: np.dtype[Any], elements: int) -> None:
+    def __init__(self, task: Sum, dtype: np.dtype[Any], wide: np.dtype[Any], elements: int, *, averages: bool) -> None:
         self._sum, self._strategy, self._dtype, self._elements = task, task.strategy, dtype, elements
-        self._total: Any = task.strategy.init(len(task.shares.floats), elements, wide)
-        self._share = task.shares.total
+        self._averages, shares = averages, task.shares
+        if averages and shares.total > 1:  # as FedNova's: they lead beyond what any silo said
+            shares = Shares.of(shares.integers)
+        self._floats, self._share = shares.floats, shares.total
+        self._total: Any = task.strategy.init(len(self._floats), elements, wide)
 
     def add(self, index: int, values: Array) -> None:
         with blamed(self._strategy):
-            self._strategy.accumulate(self._total, index, values, self._sum.shares.floats[index])
+            self._strategy.accumulate(self._total, index, values, self._floats[index])
 
     def finish(self, base: Array | None, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         new = np.empty(self._elements, self._dtype)
@@ -114,7 +118,8 @@ class _Floats:
                 name: state[name][part].astype(np.float64) if name in state else np.full(len(numbers), initial[name])
                 for name in initial
             }
-            numbers = self._strategy.step(numbers, numbers_kept)
+            if not self._averages:
+                numbers = self._strategy.step(numbers, numbers_kept)
             for name in initial:  # all of them: what is not written is what stood in memory before
                 kept[name][part] = numbers_kept[name]
         return anchor + numbers

@@ -83,7 +83,7 @@ def combine(
     for spec in layout.tensors:
         arrays = [model[spec.name].reshape(-1) for model in models]
         widest = "F64" if any(array.dtype == np.float64 for array in arrays) else "F32"
-        fold = task.fold(spec.dtype, widest, spec.elements)
+        fold = task.fold(spec.name, spec.dtype, widest, spec.elements)
         for index, values in enumerate(arrays):
             fold.add(index, values)
         before = {name: tensors[spec.name].reshape(-1) for name, tensors in state.items() if spec.dtype in FLOATING}

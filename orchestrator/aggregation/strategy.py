@@ -31,6 +31,8 @@ BLOCK: Final = 1 << 15
 """Numbers worked on at a time, so that they stay in the processor's cache."""
 GREATEST_KEPT: Final = 3.4e38
 """What a strategy keeps is float32: nothing in it begins as more."""
+STATISTICS: Final = ("running_mean", "running_var", "moving_mean", "moving_variance")
+"""How the names end that frameworks give to the statistics of their normalisation."""
 _LIMIT: Final = 1 << 30
 
 
@@ -180,6 +182,14 @@ class Strategy:
     def rows(self, silos: int) -> int:
         """How many numbers it holds for each number of the model; chunks are cut by it."""
         return 1
+
+    def averages(self, tensor: str) -> bool:
+        """Whether a floating tensor is no weight but counted while training: it takes the silos' mean, and no step.
+
+        It counts by `Shares.floats`, as weights do, and by `Shares.integers` where those add up to more than 1. So what
+        is new is never beyond what the silos and the base had, and a variance is never negative.
+        """
+        return tensor.endswith(STATISTICS)
 
     def integer_trim(self, silos: int) -> int:
         """How many of the smallest, and as many of the greatest, integers are left out of their mean.

@@ -136,6 +136,54 @@ def test_the_even_median_of_integers_is_the_middles_mean_rounded_half_to_even() 
     assert combine(strategy_named("median", {}), models).model["n"].tolist() == [4, 2**63 - 4]
 
 
+STEPPING = ["fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold"]
+
+
+@pytest.mark.parametrize("form", ["weights", "delta"])
+@pytest.mark.parametrize("name", STEPPING)
+def test_statistics_of_a_normalisation_take_the_silos_mean_and_no_step(name: str, form: Any) -> None:
+    """A step of 0.1, a momentum, or steps that differ would make variances negative, and no model could be trained."""
+    rng = np.random.default_rng(5)
+    strategy = strategy_named(name, {"server_lr": 3.0} if name == "scaffold" else {})
+    samples, steps = [10, 30, 60], [1, 50, 3]
+    counts = np.array([1, 1, 1] if name == "scaffold" else samples)
+    base: Model = {n: np.full(6, 0.5, np.float32) for n in ("bn.weight", "bn.running_var", "running_mean")}
+    state: dict[str, Model] = {}
+    for _ in range(4):
+        models = [{n: (0.4 * rng.random(6) * values).astype(np.float32) for n, values in base.items()} for _ in samples]
+        sent = models if form == "weights" else [{n: model[n] - base[n] for n in base} for model in models]
+        made = combine(strategy, sent, samples=samples, steps=steps, base=base, state=state, form=form)
+        for tensor in ("bn.running_var", "running_mean"):
+            mean = np.average([model[tensor] for model in models], axis=0, weights=counts)
+            np.testing.assert_allclose(made.model[tensor], mean, rtol=1e-5)
+            assert all((kept[tensor] == kept[tensor][0]).all() for kept in made.state.values())  # as it began
+        mean = np.average([model["bn.weight"] for model in models], axis=0, weights=counts)
+        stepped = made.model["bn.weight"]
+        base, state = {**made.model, "bn.weight": base["bn.weight"]}, made.state
+    assert not np.allclose(stepped, mean, rtol=1e-3)
+
+
+def test_statistics_of_updates_that_are_clipped_are_between_theirs_and_the_bases() -> None:
+    base = {"bn.running_var": np.array([1.0], np.float32)}
+    models = [{"bn.running_var": np.array([value], np.float32)} for value in (0.0, 11.0)]
+    made = combine(strategy_named("fedadam", {"clip": 2.0}), models, samples=[1, 1], base=base).model
+    np.testing.assert_allclose(made["bn.running_var"], [1 + (-1 + 2) / 2], rtol=1e-6)
+
+
+async def test_statistics_take_no_step_in_a_streamed_sum_either(tmp_path: Path) -> None:
+    store = MemoryStore()
+    base = await publish_base(store, tmp_path, {"bn.running_var": np.full(3, 0.02, np.float32)})
+    updates = [
+        await publish(store, tmp_path, silo, {"bn.running_var": np.full(3, 0.01, np.float32)}) for silo in ("a", "b")
+    ]
+    summed = await aggregate(
+        store, strategy_named("fedadam", {}), base=base, contributions=updates, target=tmp_path / "out"
+    )
+    np.testing.assert_allclose(weights.read_tensors(tmp_path / "out")["bn.running_var"], 0.01, rtol=1e-6)
+    momentum, _ = summed.kept["momentum"]
+    assert weights.read_tensors(momentum)["bn.running_var"].tolist() == [0.0, 0.0, 0.0]
+
+
 def test_scaffolds_control_is_added_up_over_all_members() -> None:
     rng = np.random.default_rng(0)
     base = {"w": rng.normal(size=5), "n": np.array([3])}
