@@ -249,7 +249,10 @@ class StartExperiment(Operator):
         )
 
     def shares_nothing(self) -> str | None:
-        """Why no model has anything that silos could exchange; None when one may have."""
+        """Why no model has anything that silos could exchange; None when one may have.
+
+        Asked at the start alone, and no rule of the message: a run that began before it was asked is still read.
+        """
         if not lets_nothing_through(self.share):
             return None
         return (

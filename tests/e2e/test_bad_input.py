@@ -244,6 +244,11 @@ OPERATOR = {
         "invalid-message",
         "not among the silos: south",
     ),
+    "a share that lets nothing through": (
+        start(share=["*", "!*"]),
+        "nothing-shared",
+        "share: *, !* lets no tensor through",
+    ),
     "an unknown strategy": (start(strategy={"name": "fedmagic"}), "unknown-strategy", "fedavg"),
     "initial weights that are not there": (start(initial={"sha256": DIGEST}), "initial-not-found", "Upload it first"),
     "initial weights of an unknown experiment": (
@@ -625,28 +630,28 @@ BREACHES: dict[str, tuple[dict[str, Any], str]] = {
     "a task that is not offered": ({"task": "southern"}, "task-not-offered"),
     "a hyperparameter above its range": (
         {"task": "strict", "hyperparameters": {"lr": 1.5}},
-        "hyperparameter-forbidden",
+        "hyperparameter-forbidden: lr",
     ),
     "a hyperparameter below its range": (
         {"task": "strict", "hyperparameters": {"lr": 0.0}},
-        "hyperparameter-forbidden",
+        "hyperparameter-forbidden: lr",
     ),
     "a hyperparameter not listed": (
         {"task": "strict", "hyperparameters": {"epochs": 1}},
-        "hyperparameter-forbidden",
+        "hyperparameter-forbidden: epochs",
     ),
     "a value not listed": (
         {"task": "strict", "hyperparameters": {"optimizer": SECRET}},
-        "hyperparameter-forbidden",
+        "hyperparameter-forbidden: optimizer",
     ),
-    "a word for a number": ({"task": "strict", "hyperparameters": {"lr": "0.1"}}, "hyperparameter-forbidden"),
+    "a word for a number": ({"task": "strict", "hyperparameters": {"lr": "0.1"}}, "hyperparameter-forbidden: lr"),
     "a schedule that leaves the range": (
         {"task": "strict", "rounds": 2, "hyperparameters": {"delay": {"by_round": {"1": 0, "2": 10}}}},
-        "hyperparameter-forbidden",
+        "hyperparameter-forbidden: delay",
     ),
     "too few silos": ({"task": "strict", "silos": ["west"]}, "too-few-silos"),
     "a budget spent": ({"task": "once", "rounds": 2}, "budget-spent"),
-    "a transfer dtype": ({"task": "strict", "transfer": {"dtype": "float16"}}, "transfer-forbidden"),
+    "a transfer dtype": ({"task": "strict", "transfer": {"dtype": "float16"}}, "transfer-forbidden: float16"),
     "a tensor named in share": ({"task": "no-bias", "share": ["layer.bias"]}, "outbound-forbidden"),
     "a tensor that may not leave": ({"task": "no-bias"}, "outbound-forbidden"),
     "a dtype that may not leave": ({"task": "doubles"}, "outbound-forbidden"),

@@ -121,6 +121,7 @@ def strategy(name: str, **options: object) -> dict[str, object]:
         (strategy("scaffold") | {"checks": {"max_norm": 5.0}}, "use another strategy. (checks-of-weights-only)"),
         (strategy("fedprox", mu=1) | {"hyperparameters": {"proximal_mu": 2}}, "(hyperparameter-of-strategy)"),
         ({"quorum": {"minimum": 2}, "checks": {"min_cosine": 0.1}}, "quorum of at least 3 updates, and it is 2"),
+        ({"share": ["layer.*", "!*"]}, "share: layer.*, !* lets no tensor through, whatever it is called."),
     ],
 )
 def test_what_the_strategy_would_be_refused_for_is_said_before_anything_is_sent(
