@@ -6,9 +6,12 @@ in the processor's cache, and holds nothing of a chunk's length but the strategy
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -157,9 +160,16 @@ def blamed(strategy: Strategy) -> Iterator[None]:
             raise
         raise Poison(
             "strategy-failed",
-            f"{kind.__module__}.{kind.__qualname__} failed: {type(error).__name__}: {str(error)[:300]}. "
-            "Mend it, and start the experiment again.",
+            f"{kind.__module__}.{kind.__qualname__} failed: {type(error).__name__}: {str(error)[:300]}"
+            f"{_line_of(kind, error)}. Mend it, and start the experiment again.",
         ) from error
+
+
+def _line_of(kind: type[Strategy], error: Exception) -> str:
+    """Where in the strategy's own file it happened, if it did."""
+    path = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f" ({Path(path).name}, line {lines[-1]})" if path and lines else ""
 
 
 def check_needs(strategy: Strategy, silos: int) -> int:

@@ -76,7 +76,11 @@ def strategy_named(name: str, options: Mapping[str, Scalar], weights: Mapping[st
 def _installed(name: str) -> type[Strategy]:
     found: tuple[EntryPoint, ...] = tuple(entry_points(group=GROUP, name=name))
     if not found:
-        raise Poison("unknown-strategy", f"There is no strategy {name[:80]!r}; there is: {', '.join(supported())}.")
+        raise Poison(
+            "unknown-strategy",
+            f"There is no strategy {name[:80]!r}; there is: {', '.join(supported())}. One of your own has to be installed "
+            "where orchestrators run.",
+        )
     where = found[0].value
     if len({one.value for one in found}) > 1:
         raise Poison(

@@ -192,11 +192,11 @@ def test_a_strategy_that_fails_is_named_with_what_it_did() -> None:
     assert {"broken", "lopsided"} < set(supported())
     models = [{"w": np.ones(4)}] * 2
     for name, said in (
-        ("broken", "their_strategies.Broken failed: KeyError: 'north'"),
+        ("broken", "their_strategies.Broken failed: KeyError: 'north' (their_strategies.py, line "),
         ("lopsided", "their_strategies.Lopsided failed: ValueError"),
         ("cheating", "their_strategies.Cheating failed: ValueError: a share is not finite"),
         ("late", "their_strategies.Late failed: Transient: come back later"),
-        ("narrow", "their_strategies.Narrow failed: ValueError: it holds 0 rows for 2 updates"),
+        ("narrow", "their_strategies.Narrow failed: ValueError: it holds 0 rows for 2 updates; one at least. Mend"),
         ("parted", "their_strategies.Parted failed: ValueError: `integers` is 0.5, which is no `int`"),
         ("shrinking", "their_strategies.Shrinking failed: ValueError: its shares add up to 0.5, not 1"),
     ):
