@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -169,7 +168,7 @@ def _line_of(kind: type[Strategy], error: Exception) -> str:
     """Where in the strategy's own file it happened, if it did."""
     path = getattr(sys.modules.get(kind.__module__), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    return f" ({Path(path).name}, line {lines[-1]})" if path and lines else ""
+    return f" ({path.rpartition('/')[2]}, line {lines[-1]})" if path and lines else ""
 
 
 def check_needs(strategy: Strategy, silos: int) -> int:

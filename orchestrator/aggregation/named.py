@@ -78,8 +78,8 @@ def _installed(name: str) -> type[Strategy]:
     if not found:
         raise Poison(
             "unknown-strategy",
-            f"There is no strategy {name[:80]!r}; there is: {', '.join(supported())}. One of your own has to be installed "
-            "where orchestrators run.",
+            f"There is no strategy {name[:80]!r}; there is: {', '.join(supported())}. One of your own has to be "
+            "installed where orchestrators run.",
         )
     where = found[0].value
     if len({one.value for one in found}) > 1:

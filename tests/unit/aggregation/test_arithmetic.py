@@ -185,11 +185,11 @@ def test_a_delta_is_added_to_the_base_of_floats_and_integers_travel_as_they_are(
     cohort = Cohort((Facts("a", 1, 1), Facts("b", 3, 1)), 2)
     base = np.array([1.0, 2.0], np.float32)
     task = Sum.of(FedAvg(), cohort, "delta")
-    fold = task.fold("F32", "F32", 2)
+    fold = task.fold("w", "F32", "F32", 2)
     fold.add(0, np.array([0.5, 0.5], np.float32))
     fold.add(1, np.array([4.0, 4.0], np.float32))
     assert fold.finish(base, {})[0].tolist() == [1.0 + 0.25 * 0.5 + 0.75 * 4, 2.0 + 0.25 * 0.5 + 0.75 * 4]
-    fold = task.fold("I64", "I64", 1)
+    fold = task.fold("w", "I64", "I64", 1)
     fold.add(0, np.array([4]))
     fold.add(1, np.array([8]))
     assert fold.finish(np.array([1000]), {})[0].tolist() == [7]
