@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
-from messages.errors import Stale, Transient
+from messages.errors import Forbidden, Stale, Transient
 from messages.log import EventLog
 from messages.ports import Delivery
 from messages.schemas import SiloHello
@@ -72,7 +72,7 @@ class Members:
             await self._experiments.apply(experiment, event)
         except Stale:
             return
-        except Transient:
+        except (Transient, Forbidden):  # it may come back, and a right may be given: the message waits
             raise
         except Exception:  # noqa: BLE001  # our bug, or a document somebody edited: the silo is there all the same
             _log.exception("experiment.not-told", experiment=experiment)
