@@ -51,5 +51,4 @@ def _clear_away(silo: Silo, announced: RoundAnnounced, entry: dict[str, Any]) ->
     # Whoever charged it, if anybody did: an agent that died may find the round closed when it is back.
     if not silo.egress.tries_published(run, number):
         silo.budget.give_back(announced.task, (run, number))
-    silo.home.round(run, number).mark_ended(entry)
-    silo.home.forget_ended(silo.keep_rounds)
+    silo.home.end(run, number, entry, silo.keep_rounds)

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -139,6 +140,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._ending = threading.Lock()
 
     def take(self) -> None:
         """Makes this process the only one to work here. Raises HomeInUse."""
@@ -210,6 +212,13 @@ class Home:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # cleared away since, or none of ours
                 found += [path for path in sorted(run.iterdir()) if path.name.isdecimal()]
         return [(path.parent.name, int(path.name), RoundDirectory(path)) for path in found]
+
+    def end(self, run: str, round_number: int, entry: dict[str, Any], keep: int) -> None:
+        """Remembers how a round ended, and forgets those that need not be kept. Of several threads one at a time: what
+        one is about to write, another may be about to delete."""
+        with self._ending:
+            self.round(run, round_number).mark_ended(entry)
+            self.forget_ended(keep)
 
     def forget_ended(self, keep: int) -> None:
         """Deletes the directories of rounds that are over, all but the last `keep` that were published, as many that

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,18 @@ def test_rounds_that_end_at_the_same_time_forget_each_others_directories(
     shutil.rmtree(home.round(RUN, 1).path)
     home.forget_ended(1)
     assert sorted(path.name for path in (home.path / "rounds" / RUN).iterdir()) == ["00003"]
+
+
+def test_a_round_that_ends_twice_finds_its_directory_while_others_end(home: Home) -> None:
+    """Two announcements of one round may be at work, and a third round's end deletes what the first left."""
+
+    def end(number: int) -> None:
+        for _ in range(150):
+            home.end("run", number % 2, {"how": "published"}, keep=0)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(end, range(4)))
+    assert home.rounds() == []
 
 
 def test_a_round_that_is_worked_on_again_makes_no_room_for_others(home: Home) -> None:
