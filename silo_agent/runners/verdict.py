@@ -32,4 +32,10 @@ def verdict(status: int, printed: bytes, *, kernel_killed: bool) -> FailureCateg
         return FailureCategory.KILLED
     if status == 0:
         return FailureCategory.NO_REPORT
-    return next((category for name, category in _UNMET.items() if name in printed), FailureCategory.SCRIPT_ERROR)
+    return next((found for name, found in _UNMET.items() if _ended_with(name, printed)), FailureCategory.SCRIPT_ERROR)
+
+
+def _ended_with(name: bytes, printed: bytes) -> bool:
+    """Whether this exception was printed, and none that came of dealing with it."""
+    _, there, after = printed.rpartition(name)
+    return bool(there) and b"During handling of the above exception" not in after

@@ -29,6 +29,12 @@ TRACE = b"Traceback (most recent call last):\n"
         (1, TRACE + b"silobus.NotCorrected: this", False, FailureCategory.NOT_CORRECTED),
         (-15, TRACE + b"silobus.NotCorrected: this", False, FailureCategory.KILLED),
         (0, b"silobus.NotCorrected", False, FailureCategory.NO_REPORT),
+        (
+            1,
+            b"silobus.NotCorrected: x\n\nDuring handling of the above exception, another exception occurred:\n" + TRACE,
+            False,
+            FailureCategory.SCRIPT_ERROR,
+        ),
         (75, b"", False, FailureCategory.SCRIPT_ERROR),
     ],
 )

@@ -62,6 +62,7 @@ def test_how_often_an_agent_gives_signs_is_known_from_before_the_announcement() 
 
 def test_a_bus_whose_clock_is_behind_hides_no_signs_of_the_first_announcement() -> None:
     assert does(found(training(), 5, beaten(-1)), "east") == "training"
+    assert as_json(found(training(), 44, beaten(-10)))["silos"]["east"]["gone"] is False  # it was asked since
 
 
 def test_a_silo_that_is_asked_again_is_shown_with_what_went_wrong_before() -> None:
