@@ -34,7 +34,7 @@ class OrchestratorSettings(Settings):
     """Who is enrolled: each has its queues and its container."""
     scratch: SettingsPath
     """A directory on this machine for weights in the making; nothing in it outlives its use."""
-    memory_budget: Annotated[int, Field(ge=16, le=1 << 20)] = 256
+    memory_budget: Annotated[int, Field(ge=32, le=1 << 20)] = 256
     """Mebibytes that summing a round may use besides the program itself, for any size of model and number of silos."""
     max_delivery_count: Annotated[int, Field(ge=3, le=2000)] = 10
     """That of the queues: shortly before it is reached, a message makes room for a new one, or is given up as a bug."""

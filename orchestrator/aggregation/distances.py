@@ -23,7 +23,7 @@ Wide = np.ndarray[Any, np.dtype[np.float64]]
 GRAM_BLOCK: Final = 1 << 13
 """Numbers multiplied at a time, counted from a tensor's first: so where chunks are cut does not change a bit. Fewer of
 many silos: see `Gram.block`."""
-_MOST_IN_ROWS: Final = 1 << 20
+_MOST_IN_ROWS: Final = 1 << 18
 _LEAST_BLOCK: Final = 1 << 8
 GREATEST: Final = 1e140
 """Float64 numbers beyond it count as this: so no product, and no sum of them, is infinite."""
@@ -84,7 +84,7 @@ class Gram:
     """Adds up the inner products of `silos` updates, chunk by chunk. A chunk begins at a multiple of `block`."""
 
     def __init__(self, silos: int) -> None:
-        self.block: Final = _block(silos)
+        self.block: Final = gram_block(silos)
         self._total, self._product = np.zeros((silos, silos)), np.empty((silos, silos))
         self._rows = np.empty((silos, self.block))
 
@@ -110,11 +110,11 @@ class Gram:
 
 def gram_bytes(silos: int) -> int:
     """What a `Gram` takes up, with what is made of it at the end: beyond some hundred silos, their square counts."""
-    return 8 * (silos * _block(silos) + 6 * silos * silos)
+    return 8 * (silos * gram_block(silos) + 6 * silos * silos)
 
 
-def _block(silos: int) -> int:
-    """A power of two that depends on nothing else."""
+def gram_block(silos: int) -> int:
+    """Numbers that a `Gram` multiplies at a time: a power of two that depends on nothing else."""
     return max(_LEAST_BLOCK, min(GRAM_BLOCK, 1 << (_MOST_IN_ROWS // max(silos, 1)).bit_length() - 1))
 
 

@@ -21,7 +21,7 @@ from messages.errors import InvalidWeights, Poison
 from messages.ports import Store
 from messages.weights import FLOATING, Layout, Scan, WeightsFault, Writer
 from orchestrator.aggregation.aside import one_aside, to_its_end
-from orchestrator.aggregation.distances import Distances, Gram, gram_bytes
+from orchestrator.aggregation.distances import Distances, Gram, gram_block, gram_bytes
 from orchestrator.aggregation.fold import Sum
 from orchestrator.aggregation.plan import Piece, batches
 from orchestrator.aggregation.reading import (
@@ -52,7 +52,7 @@ _MOST_NUMBERS: Final = 1 << 19
 _ADDED_AT_ONCE: Final = 3
 """Updates for which it takes a thread once."""
 _LEAST_NUMBERS: Final = 1 << 10
-_LEAST_BUDGET: Final = 16 << 20
+_LEAST_BUDGET: Final = 32 << 20
 """What settings allow at least: whoever gives less gets short chunks, and no refusal."""
 
 
@@ -175,17 +175,18 @@ async def measure(
 async def _measured(layout: Layout, base: Opened | None, updates: Sequence[Opened], memory_budget: int) -> Distances:
     """One pass over the floating tensors of all updates, which are deltas where there is no base."""
     silos = len(updates)
-    needed = gram_bytes(silos)
-    if needed > max(memory_budget, _LEAST_BUDGET) - _BESIDES_ALL:
+    room = memory_budget - gram_bytes(silos) - _BESIDES_ALL
+    needed = memory_budget - room + 8 * (silos + _ROWS_BESIDES) * gram_block(silos)
+    if needed > max(memory_budget, _LEAST_BUDGET):
         raise Poison(
             "memory-budget-too-small",
-            f"To compare {silos} updates with each other takes {needed + _BESIDES_ALL >> 20} MiB, more than the "
+            f"To compare {silos} updates with each other takes {needed >> 20} MiB, more than the "
             f"orchestrator's memory_budget of {memory_budget >> 20}. Give it more (silobus orchestrator "
             "--memory-budget), ask fewer silos (sampling), or use a strategy and checks that compare none.",
         )
     gram, memory = Gram(silos), Memory()
     floating = [spec for spec in layout.in_file_order if spec.dtype in FLOATING]
-    numbers = _numbers(silos, memory_budget - needed - _BESIDES_ALL, gram.block)
+    numbers = _numbers(silos, room, gram.block)
     plan = await asyncio.to_thread(list, batches(floating, numbers, gram.block))
     sources = [*([base] if base else []), *updates]
     jobs = (source.reading(batch, memory) for batch in plan for source in sources)

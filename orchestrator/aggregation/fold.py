@@ -85,7 +85,7 @@ class _Floats:
     def __init__(self, task: Sum, dtype: np.dtype[Any], wide: np.dtype[Any], elements: int, *, averages: bool) -> None:
         self._sum, self._strategy, self._dtype, self._elements = task, task.strategy, dtype, elements
         self._averages, shares = averages, task.shares
-        if averages and shares.total > 1:  # as FedNova's: they lead beyond what any silo said
+        if averages and not task.integer_trim and shares.total > 1 + _ROUNDING:  # as FedNova's, beyond all silos
             shares = Shares.of(shares.integers)
         self._floats, self._share = shares.floats, shares.total
         self._total: Any = task.strategy.init(len(self._floats), elements, wide)

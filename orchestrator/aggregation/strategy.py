@@ -186,8 +186,8 @@ class Strategy:
     def averages(self, tensor: str) -> bool:
         """Whether a floating tensor is no weight but counted while training: it takes the silos' mean, and no step.
 
-        It counts by `Shares.floats`, as weights do, and by `Shares.integers` where those add up to more than 1. So what
-        is new is never beyond what the silos and the base had, and a variance is never negative.
+        It counts by `Shares.floats`, as weights do, and by `Shares.integers` where those add up to more than 1 and no
+        integers are trimmed. So, but for negative shares and for rounding, what is new is between what was there.
         """
         return tensor.endswith(STATISTICS)
 

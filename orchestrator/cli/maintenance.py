@@ -39,7 +39,7 @@ def orchestrator(
         typer.Option(
             "--memory-budget",
             metavar="MIB",
-            min=16,
+            min=32,
             help="What summing a round may use besides the program itself, for models of any size; else the settings'.",
         ),
     ] = None,

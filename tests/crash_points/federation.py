@@ -128,7 +128,7 @@ class Federation:
             {
                 "silos": list(self.shape.silos),
                 "scratch": self.root / "scratch",
-                "memory_budget": 16,
+                "memory_budget": 32,
                 "retention": self.shape.retention,
                 **_ELSEWHERE,
             }

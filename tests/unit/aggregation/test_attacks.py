@@ -245,3 +245,18 @@ def test_silos_that_agree_to_the_last_bits_are_not_refused_for_what_rounding_mov
         rows = [base, base, base, *(base + 1e-9 * np.random.default_rng(seed).normal(size=(2, 500)))]
         found = weiszfeld(distances(np.array(rows)), even(5), 1e-6, 100)
         assert float(found.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_robust_strategies_stay_with_the_honest_in_statistics(name: str) -> None:
+    """Their shares add up to nearly 1: a hair above it they are no reason to count everybody the same."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        base: Model = {"w": np.zeros(8, np.float32), "bn.running_var": np.ones(2, np.float32)}
+        honest = [
+            {"w": rng.normal(1, 0.1, 8).astype(np.float32), "bn.running_var": rng.uniform(0.5, 0.7, 2).astype("f4")}
+            for _ in range(6)
+        ]
+        liar: Model = {"w": np.full(8, 1000, np.float32), "bn.running_var": np.full(2, 1e6, np.float32)}
+        made = combine(strategy_named(name, ROBUST[name][1](7, 1)), [*honest, liar], base=base).model
+        assert (made["bn.running_var"] < 2).all(), seed
