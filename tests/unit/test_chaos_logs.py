@@ -57,6 +57,7 @@ def test_a_log_in_which_all_went_as_it_should_is_in_order(tmp_path: Path) -> Non
         line("message.bug", "error", traceback=TRACEBACK)[:-9],  # cut off by a kill
         line("agent.fault", "error", look="faults/x.txt"),
         line("home.gone", "error"),
+        line("store.failed", "error", traceback=TRACEBACK),
         line("library.log", "error", logger="asyncio", text="Task was destroyed but it is pending!"),
         line("library.log", "error", logger="asyncio", text="Task exception was never retrieved", traceback=TRACEBACK),
     ],
@@ -72,6 +73,7 @@ def test_a_traceback_or_an_error_that_nobody_brought_about_is_a_violation(tmp_pa
         line("runs.not-taken-up", "error", error="cannot peek into 'work'"),
         line("library.log", "error", logger="azure.servicebus", text="x", traceback=TRACEBACK)[:-9],
         line("home.full", "error"),
+        line("store.failed", "error", traceback="OperationalError: database or disk is full"),
         line("bus.refused", "error", error="unauthorized"),
         line("library.log", "error", logger="azure.servicebus.aio", text="Link closed", traceback=TRACEBACK),
     ],
