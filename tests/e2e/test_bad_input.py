@@ -587,7 +587,7 @@ def test_the_same_update_twice_counts_once(federation: Federation, rogue: Rogue)
 
 def test_a_late_update_is_ignored_once_the_round_has_closed(federation: Federation, rogue: Rogue) -> None:
     asked = rogue.asked("late", quorum={"minimum": 1, "grace": 0, "deadline": 60})
-    federation.wait_for_round("late", 2)
+    federation.until(lambda: federation.record(asked["run"], 1), "round 1 does not close")
     federation.quietly_completed("from-rogue", rogue.publishes(asked, rogue.uploads(asked, good_update())))
     assert all((tensor == 1).all() for tensor in federation.weights(asked["run"], 1).values())  # north's alone
     federation.wait_for("late")
