@@ -123,6 +123,8 @@ class RoundWork:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,))  # and not `await task`, which would take our own cancellation for its
+                if not task.cancelled():
+                    task.exception()  # looked at, or asyncio would log it, whosever words are in it
 
     async def _do(self, phase: Phase) -> Event:
         match phase:
