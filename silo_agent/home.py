@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -28,6 +29,8 @@ from messages.schemas import FailureCategory
 ENDED: Final = "ended.json"
 _KEPT_WITH: Final = {"declined": "failed", "closed": "unfinished"}
 """Ways to end that are counted together when old rounds make room."""
+_LEAVING: Final = 2.0
+"""Seconds that a lock may outlive its agent: a process that it was just starting has it until it is its own program."""
 
 
 class HomeInUse(Exception):
@@ -143,16 +146,17 @@ class Home:
         self._ending = threading.Lock()
 
     def take(self) -> None:
-        """Makes this process the only one to work here. Raises HomeInUse."""
+        """Makes this process the only one to work here. Raises HomeInUse, after two seconds in which nobody left."""
         for name in ("rounds", "state", "runtime"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise HomeInUse(f"another agent is running on {self.path}; a silo runs one agent per home") from None
+        until = time.monotonic() + _LEAVING
+        while not _locked(lock):
+            if time.monotonic() > until:
+                os.close(lock)
+                raise HomeInUse(f"another agent is running on {self.path}; a silo runs one agent per home")
+            time.sleep(0.02)
         self._lock = lock
 
     def leave(self) -> None:
@@ -257,6 +261,15 @@ def make_directory(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
             return
     path.mkdir(parents=True, exist_ok=True)
+
+
+def _locked(file: int) -> bool:
+    """Takes the lock, unless somebody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _boot() -> str:

@@ -41,6 +41,8 @@ _STATES: Final = {
 """Every other state is before a job's running."""
 _HISTORY_WAITS: Final = (0.0, 1.0, 4.0)
 _HISTORY: Final = "https://ml.azure.com/.default"
+_LOGGERS: Final = ("azure.ai.ml", "azure.ai.ml._telemetry")
+"""The SDK's, with all that is below them but for what has a handler of its own."""
 
 
 def is_installed() -> bool:
@@ -147,6 +149,7 @@ class _FromLoop:
 def _connect(azureml: AzureML, credential: AsyncTokenCredential, loop: asyncio.AbstractEventLoop) -> MLClient:
     from azure.ai.ml import MLClient
 
+    _silence()  # before anything can be said, and after what making a client changes
     cloud: dict[str, Any] = {"cloud": azureml.cloud}
     if (manager := azureml.resource_manager) is not None:
         keys = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id", "storage_endpoint")
@@ -169,12 +172,17 @@ def _connect(azureml: AzureML, credential: AsyncTokenCredential, loop: asyncio.A
 
 
 def _silence() -> None:
-    """The SDK logs what it is answered, by a handler of its own. Once it is imported nothing of it goes on."""
-    for name in ("azure.ai.ml", "azure.ai.ml._telemetry"):
+    """The SDK logs what it is answered, by handlers of its own, some of them of single modules. None of it goes on.
+
+    No logger of it is ever without a handler: Python prints what nobody handles. And a client that is made while
+    another is at work lets the telemetry's logger speak again, until this is called.
+    """
+    for name in (*_LOGGERS, *list(logging.root.manager.loggerDict)):
         logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.setLevel(logging.CRITICAL + 1)
-        logger.propagate = False
+        if name in _LOGGERS or (name.startswith(f"{_LOGGERS[0]}.") and logger.handlers):
+            logger.handlers[:] = [logging.NullHandler()]
+            logger.setLevel(logging.CRITICAL + 1)
+            logger.propagate = False
 
 
 def _command(order: Order) -> Any:

@@ -1,6 +1,8 @@
 """The silo's directory: one agent at a time, and old rounds make room."""
 
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +33,22 @@ def test_a_second_agent_is_turned_away_until_the_first_has_left(home: Home) -> N
         second.take()
     home.leave()
     second.take()
+
+
+def test_a_process_that_a_killed_agent_was_just_starting_may_have_its_lock_for_a_moment(home: Home) -> None:
+    home.take()
+    with subprocess.Popen(["sleep", "0.5"], pass_fds=[_lock(home)]):
+        home.leave()
+        started = time.monotonic()
+        Home(home.path).take()
+        assert time.monotonic() - started > 0.2, "the process did not have the lock, so this showed nothing"
+
+
+def _lock(home: Home) -> int:
+    """The descriptor that this process holds of the lock's file."""
+    file = home.path / "agent.lock"
+    (found,) = [int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.resolve() == file]
+    return found
 
 
 def test_a_home_is_gone_when_it_was_deleted_even_if_another_takes_its_place(home: Home) -> None:
