@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from messages.health import answering
@@ -20,7 +20,7 @@ from messages.transport.credentials import open_credential
 from silo_agent.budget import Budget
 from silo_agent.compute import AzureML
 from silo_agent.egress import EgressLog
-from silo_agent.home import Home
+from silo_agent.home import Home, HomeUnusable
 from silo_agent.node_hours import NodeHours
 from silo_agent.private_state import PrivateState
 from silo_agent.runners.azureml import AzureMLRunner, Site
@@ -38,20 +38,24 @@ from silo_agent.voice import Voice
 async def opened(
     settings: SiloSettings, bus: Bus, store: Store, *, clock: Clock | None = None, local: Runner | None = None
 ) -> AsyncIterator[Silo]:
-    """The silo with its home taken. Raises HomeInUse, EgressBroken. `local`: who trains here; None: processes."""
+    """The silo with its home taken. `local`: who trains here; None: processes.
+
+    Raises HomeInUse, HomeUnusable, EgressBroken.
+    """
     home = Home(settings.home)
-    await asyncio.to_thread(home.take)
+    policy, clock = settings.policy(), clock or SystemClock()
     with contextlib.ExitStack() as closing:
-        closing.callback(home.leave)
-        egress = await asyncio.to_thread(EgressLog, home.egress)
-        closing.callback(egress.close)
-        budget = await asyncio.to_thread(Budget, home.budget)
-        closing.callback(budget.close)
-        policy, clock = settings.policy(), clock or SystemClock()
-        if local is None:
-            processes = local = LocalRunner(home.runtime)
-            await processes.prepare()
-        runner = Dispatcher(local, await _azureml(settings, home, clock, closing))
+        with _usable(home):
+            await asyncio.to_thread(home.take)
+            closing.callback(home.leave)
+            egress = await asyncio.to_thread(EgressLog, home.egress)
+            closing.callback(egress.close)
+            budget = await asyncio.to_thread(Budget, home.budget)
+            closing.callback(budget.close)
+            if local is None:
+                processes = local = LocalRunner(home.runtime)
+                await processes.prepare()
+            runner = Dispatcher(local, await _azureml(settings, home, clock, closing))
         silo = Silo(
             name=settings.silo,
             policy=policy,
@@ -74,6 +78,17 @@ async def opened(
             await runner.close()
 
 
+@contextlib.contextmanager
+def _usable(home: Home) -> Iterator[None]:
+    """Says of the home what the system says of a file in it."""
+    try:
+        yield
+    except OSError as error:
+        of = f" on {error.filename}" if error.filename else ""
+        told = f"home {home.path} cannot be used ({error.strerror or error}{of})"
+        raise HomeUnusable(f"{told}: this user must be able to write there; or change `home`") from error
+
+
 async def _azureml(
     settings: SiloSettings, home: Home, clock: Clock, closing: contextlib.ExitStack
 ) -> AzureMLRunner | None:
@@ -94,7 +109,10 @@ async def _azureml(
 
 
 async def run(config: Path) -> None:
-    """Runs the agent until it is told to stop. Raises SettingsError, HomeInUse, EgressBroken, HomeGone."""
+    """Runs the agent until it is told to stop.
+
+    Raises SettingsError, HomeInUse, HomeUnusable, EgressBroken, HomeGone.
+    """
     settings = load_yaml(config, SiloSettings)
     configure(f"agent {settings.silo}")
     hide_from_others()

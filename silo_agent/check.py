@@ -27,7 +27,7 @@ from silo_agent.check_exchange import bus_rows, no_bus, no_store, receiving, sen
 from silo_agent.check_words import Finding, not_tried
 from silo_agent.compute import AzureML
 from silo_agent.egress import EgressBroken
-from silo_agent.home import HomeInUse
+from silo_agent.home import HomeInUse, HomeUnusable
 from silo_agent.runners.azureml_sdk import SdkWorkspace, is_installed
 from silo_agent.runners.azureml_workspace import Workspace
 from silo_agent.settings import SiloSettings
@@ -137,21 +137,23 @@ async def _home(settings: SiloSettings, bus: Bus, store: Store) -> AsyncIterator
         except EgressBroken as error:
             told = f"egress.jsonl is not as it was written: {error}; find out who changed it, and move it aside"
             row = Finding("FAIL", "home", told)
-        except OSError as error:
-            told = f"{settings.home} cannot be used ({error.strerror}); make it this user's, or change `home`"
-            row = Finding("FAIL", "home", told)
+        except HomeUnusable as error:
+            row = Finding("FAIL", "home", str(error))
         yield silo, row
 
 
 def _disk(home: Path) -> Finding:
     """Room for a round of the largest model that was seen here: what it is given, and what it makes of that."""
     sizes = [0]
-    for path in home.rglob("*.safetensors"):
-        with contextlib.suppress(OSError):
-            sizes.append(path.stat().st_size)
+    try:
+        for path in home.rglob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        there = next((at for at in (home, *home.parents) if at.is_dir()), Path("/"))
+        free = shutil.disk_usage(there).free
+    except PermissionError as error:
+        return not_tried("disk", f"this user may not look at {error.filename}")
     needed = max(_LEAST_FREE, 2 * max(sizes))
-    there = next((at for at in (home, *home.parents) if at.is_dir()), Path("/"))
-    free = shutil.disk_usage(there).free
     if free < needed:
         told = f"{free / 1e9:.2f} GB are free below `home` ({home}), and a round may need {needed / 1e9:.2f}: make room"
         return Finding("FAIL", "disk", told)

@@ -46,24 +46,47 @@ _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
 
+@contextlib.contextmanager
+def _complaints() -> Iterator[None]:
+    """What a person can put right is told in a sentence, without a traceback."""
+    from silo_agent.egress import EgressBroken
+
+    try:
+        yield
+    except EgressBroken as error:
+        _fail(
+            f"egress.jsonl is not as it was written: {error}. What left this silo cannot be shown any more: find "
+            "out who changed it, move egress.jsonl and egress.head aside, and start again."
+        )
+    except (SilobusError, HomeInUse, CodeUnreadable) as error:
+        _fail(str(error))
+    except PermissionError as error:
+        _fail(f"this user may not use {error.filename}; type this as the user that the agent runs as")
+
+
+def _fail(text: str) -> NoReturn:
+    _err.print(text, markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
 @app.command()
+@_complaints()
 def run(config: Config = _SILO_YAML) -> None:
     """Listens on the silo's queue until stopped."""
     from silo_agent.app import run as run_agent
 
-    with _complaints():
-        asyncio.run(run_agent(config))
+    asyncio.run(run_agent(config))
 
 
 @app.command()
+@_complaints()
 def check(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
     """Tries every connection, right and task, and shows what would leave."""
     from messages.log import leave_words_to_us
     from silo_agent.check import check_file
 
     leave_words_to_us()
-    with _complaints():
-        findings = asyncio.run(check_file(config))
+    findings = asyncio.run(check_file(config))
     if as_json:
         _print_json([finding.as_json() for finding in findings])
     else:
@@ -92,10 +115,10 @@ def check_files(files: list[Path]) -> None:
 
 
 @app.command()
+@_complaints()
 def rounds(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
     """Lists the rounds whose directories are still there, and how they ended."""
-    with _complaints():
-        home = Home(load_yaml(config, SiloSettings).home)
+    home = Home(load_yaml(config, SiloSettings).home)
     rows = [
         {"run": run, "round": number, **(at.ended or {"how": "unfinished"}), "directory": str(at.path)}
         for run, number, at in home.rounds()
@@ -107,12 +130,12 @@ def rounds(config: Config = _SILO_YAML, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@_complaints()
 def rerun(run: str, round_number: Annotated[int, typer.Argument(metavar="ROUND")], config: Config = _SILO_YAML) -> None:
     """Runs a round again from its directory, into a scratch directory beside it; nothing is sent."""
     from silo_agent.rerun import rerun as run_again
 
-    with _complaints():
-        good, lines = asyncio.run(run_again(load_yaml(config, SiloSettings), run, round_number))
+    good, lines = asyncio.run(run_again(load_yaml(config, SiloSettings), run, round_number))
     for line in lines:
         _out.print(line, markup=False, soft_wrap=True)
     if not good:
@@ -120,14 +143,14 @@ def rerun(run: str, round_number: Annotated[int, typer.Argument(metavar="ROUND")
 
 
 @app.command()
+@_complaints()
 def egress(
     config: Config = _SILO_YAML,
     verify: Annotated[bool, typer.Option("--verify", help="Check that nothing was changed or taken out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Shows everything that has left the silo."""
-    with _complaints():
-        path = Home(load_yaml(config, SiloSettings).home).egress
+    path = Home(load_yaml(config, SiloSettings).home).egress
     problem = log.verify(path) if verify else None
     if problem is not None:
         if as_json:
@@ -145,30 +168,28 @@ def egress(
 
 
 @app.command(name="code-digest")
+@_complaints()
 def digest(path: Path) -> None:
     """Prints the digest of a script or directory, as it goes into silo.yaml once its owner has read the code."""
-    try:
-        found = code_digest(path)
-    except CodeUnreadable as error:
-        _fail(str(error))
+    found = code_digest(path)
     _out.print(f"code: {{path: {path}, sha256: {found}}}", markup=False, soft_wrap=True)
 
 
 @app.command()
+@_complaints()
 def pause(config: Config = _SILO_YAML) -> None:
     """Takes part in no new round until resumed; a round in progress is finished."""
-    with _complaints():
-        home = Home(load_yaml(config, SiloSettings).home)
-        home.path.mkdir(parents=True, exist_ok=True)
-        home.pause_file.touch()
+    home = Home(load_yaml(config, SiloSettings).home)
+    home.path.mkdir(parents=True, exist_ok=True)
+    home.pause_file.touch()
     _out.print("paused: new rounds are declined")
 
 
 @app.command()
+@_complaints()
 def resume(config: Config = _SILO_YAML) -> None:
     """Takes part again."""
-    with _complaints():
-        Home(load_yaml(config, SiloSettings).home).pause_file.unlink(missing_ok=True)
+    Home(load_yaml(config, SiloSettings).home).pause_file.unlink(missing_ok=True)
     _out.print("resumed")
 
 
@@ -200,24 +221,3 @@ def _table(columns: list[str], rows: list[dict[str, Any]]) -> None:
 
 def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def _complaints() -> Iterator[None]:
-    """What a person can put right is told in a sentence, without a traceback."""
-    from silo_agent.egress import EgressBroken
-
-    try:
-        yield
-    except EgressBroken as error:
-        _fail(
-            f"egress.jsonl is not as it was written: {error}. What left this silo cannot be shown any more: find "
-            "out who changed it, move egress.jsonl and egress.head aside, and start again."
-        )
-    except (SilobusError, HomeInUse) as error:
-        _fail(str(error))
-
-
-def _fail(text: str) -> NoReturn:
-    _err.print(text, markup=False, soft_wrap=True)
-    raise typer.Exit(1)

@@ -37,6 +37,10 @@ class HomeInUse(Exception):
     """Another agent works in this directory."""
 
 
+class HomeUnusable(SilobusError):
+    """The directory cannot be made, read or written."""
+
+
 class HomeGone(SilobusError):
     """The directory was deleted or moved away while the agent was running."""
 

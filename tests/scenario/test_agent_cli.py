@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from messages import names
 from silo_agent.cli import app
+from tests.e2e.check.broken_silo import obeying_permissions
 from tests.emulator_process import EmulatorProcess
 from tests.scenario.agent_world import HERE, RUN, World
 
@@ -110,6 +111,29 @@ def test_without_an_approved_file_there_is_a_sentence_and_no_traceback(owner: Ow
         assert result.exit_code == 1
         assert "taks" in (result.output if command == "check" else result.stderr)
         assert "Traceback" not in result.output + result.stderr
+
+
+def test_a_home_that_cannot_be_used_is_told_in_a_sentence(owner: Owner) -> None:
+    owner.world.home.write_text("a file where the directory should be")
+    refused = owner.types("run")
+    assert refused.exit_code == 1
+    assert f"home {owner.world.home} cannot be used (Not a directory on " in refused.stderr
+    assert "change `home`" in refused.stderr
+    assert "Traceback" not in refused.output + refused.stderr
+
+
+@pytest.mark.parametrize("command", ["rounds", "egress", "pause", "resume", "run"])
+def test_a_home_of_another_user_is_told_in_a_sentence(owner: Owner, command: str) -> None:
+    closed = owner.world.home.parent / "closed"
+    closed.mkdir(mode=0o000)
+    owner.file.write_text(owner.file.read_text().replace(str(owner.world.home), str(closed / "home")))
+    with obeying_permissions():
+        refused = owner.types(command)
+    closed.chmod(0o700)
+    assert refused.exit_code == 1
+    assert str(closed / "home") in refused.stderr
+    assert "user" in refused.stderr
+    assert "Traceback" not in refused.output + refused.stderr
 
 
 def test_a_changed_egress_log_is_reported_and_stops_the_agent(owner: Owner) -> None:

@@ -75,6 +75,18 @@ def test_a_home_that_cannot_be_written(silo: Silo) -> None:
     checked.blames("home", str(silo.home), "Permission denied", "`home`", untried=HOME_ROWS)
 
 
+def test_a_home_that_cannot_even_be_looked_at(silo: Silo) -> None:
+    silo.home.mkdir(mode=0o000)
+    silo.said["home"] = str(silo.home / "below")
+    with obeying_permissions():
+        checked = silo.checks()
+    silo.home.chmod(0o700)
+    checked.blames(
+        "home", str(silo.home), "Permission denied", "`home`", untried=[HOME_ROWS[0], "disk", *HOME_ROWS[1:]]
+    )
+    assert "may not look at" in checked.rows["disk"]["found"]
+
+
 def test_a_home_whose_egress_log_was_changed(silo: Silo) -> None:
     assert silo.checks().status == 0
     log = silo.home / "egress.jsonl"
