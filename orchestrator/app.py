@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from messages import log
+from messages.errors import Transient
 from messages.health import answering
 from messages.ports import Bus, Clock, Store
 from messages.settings import SettingsError
@@ -20,6 +21,7 @@ from orchestrator.blobs import Weights
 from orchestrator.idleness import seconds_of
 from orchestrator.outbox import Performer
 from orchestrator.presence import Attendance
+from orchestrator.scratch import Scratch, ScratchUnusable
 from orchestrator.service import Orchestrator
 from orchestrator.settings import OrchestratorSettings, load
 from orchestrator.store import Documents
@@ -46,18 +48,33 @@ def build(settings: OrchestratorSettings, *, bus: Bus, store: Store, clock: Cloc
 
 
 async def serve(settings: OrchestratorSettings, *, until_idle: float | None = None) -> None:
-    """Runs until SIGTERM or SIGINT, or until idle for so many seconds; messages in hand are finished, or given back."""
+    """Runs until SIGTERM or SIGINT, or until idle for so many seconds; messages in hand are finished, or given back.
+
+    Raises SettingsError.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(answering(settings.health))
+        await _try_out(settings.scratch)
         store = open_store(settings.store)
         stack.push_async_callback(store.close)
         bus = open_bus(settings.bus)
         stack.push_async_callback(bus.close)
         await build(settings, bus=bus, store=store, clock=SystemClock()).run(stop, until_idle=until_idle)
+
+
+async def _try_out(scratch: Path) -> None:
+    """An orchestrator that cannot sum must not take work from those that can."""
+    try:
+        async with Scratch(scratch).directory():
+            pass
+    except ScratchUnusable as error:
+        raise SettingsError(f"scratch: {error}") from error
+    except Transient:
+        pass  # a full disk is waited for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

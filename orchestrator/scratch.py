@@ -24,6 +24,10 @@ _PREFIX: Final = "silobus-"
 """Only what is called so is ever deleted: the directory may be one that others use too."""
 
 
+class ScratchUnusable(Transient):
+    """Nothing can be made in the directory: it is not this user's, or its disk is not there."""
+
+
 @final
 class Scratch:
     """A directory in which every use has one of its own; any number of processes may share it."""
@@ -33,10 +37,13 @@ class Scratch:
 
     @contextlib.asynccontextmanager
     async def directory(self) -> AsyncIterator[Path]:
-        """An empty directory, deleted afterwards, with all that is in it. Raises Transient when the disk is full."""
+        """An empty directory, deleted afterwards, with all that is in it.
+
+        Raises ScratchUnusable, and Transient when the disk is full.
+        """
         await self.sweep()
         try:
-            path, lock = await asyncio.to_thread(self._made)
+            path, lock = await self._usable()
             try:
                 yield path
             finally:
@@ -45,6 +52,15 @@ class Scratch:
             if not says_full(error):
                 raise
             raise Transient(f"the disk with the scratch directory {self._root} is full; make room there") from error
+
+    async def _usable(self) -> tuple[Path, int]:
+        try:
+            return await asyncio.to_thread(self._made)
+        except OSError as error:
+            if says_full(error):
+                raise
+            about = f"the scratch directory {self._root} cannot be used ({error.strerror or error})"
+            raise ScratchUnusable(f"{about}; this user must be able to make directories there") from error
 
     async def sweep(self) -> None:
         """Deletes what processes left that are gone."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from messages.errors import Transient
-from orchestrator.scratch import Scratch
+from orchestrator.scratch import Scratch, ScratchUnusable
 
 HOLDER = """
 import asyncio, pathlib, sys
@@ -62,6 +62,14 @@ async def test_a_link_is_not_followed(tmp_path: Path) -> None:
     await Scratch(tmp_path).sweep()
     assert (tmp_path / "precious").is_dir()
     assert (tmp_path / "silobus-link").is_symlink()
+
+
+async def test_a_directory_in_which_nothing_can_be_made_is_waited_for(tmp_path: Path) -> None:
+    """Its disk may come back; and it is no fault of the update or of this program."""
+    (tmp_path / "file").write_text("where the disk was")
+    with pytest.raises(ScratchUnusable, match=r"file/scratch cannot be used \(Not a directory\); this user must"):
+        async with Scratch(tmp_path / "file" / "scratch").directory():
+            pass
 
 
 @pytest.mark.parametrize(

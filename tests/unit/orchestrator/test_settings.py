@@ -53,6 +53,15 @@ def test_a_process_that_cannot_start_says_why(tmp_path: Path, capsys: pytest.Cap
     assert "no such file" in capsys.readouterr().err
 
 
+def test_a_process_that_could_not_sum_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would take work from those that can."""
+    (tmp_path / "scratch").write_text("a file where the directory should be")
+    assert main(["--config", str(written(tmp_path, GOOD))]) == 2
+    told = capsys.readouterr().err
+    assert f"scratch: the scratch directory {tmp_path / 'scratch'} cannot be used (" in told
+    assert "Traceback" not in told
+
+
 @pytest.mark.parametrize(("given", "budget"), [([], 128), (["--memory-budget", "64"], 64)])
 def test_the_memory_budget_can_be_given_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], budget: int
