@@ -5,6 +5,7 @@ A chunk of every update is held at once, so chunks are the shorter the more silo
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,7 +35,7 @@ class Columns(Strategy, ABC):
         return self.trim(silos)
 
     def init(self, silos: int, elements: int, dtype: np.dtype[Any]) -> Array:
-        return np.empty((silos, elements), dtype)
+        return rows_of(silos, elements, dtype)
 
     def accumulate(self, total: Array, index: int, values: Array, share: float) -> None:
         np.copyto(total[index], values)
@@ -48,6 +49,15 @@ class Columns(Strategy, ABC):
             kept = columns[trim : len(total) - trim]
             np.mean(kept, axis=0, dtype=np.float64, out=found[start : start + COLUMNS])
         return found
+
+
+def rows_of(silos: int, elements: int, dtype: np.dtype[Any]) -> Array:
+    """Room for every silo's numbers, taken from the system, which has it back as soon as nobody uses it.
+
+    Of what an allocator has back it may keep what it can neither reuse nor return: a batch more than the budget has.
+    """
+    room = mmap.mmap(-1, max(1, silos * elements * dtype.itemsize))
+    return np.ndarray((silos, elements), dtype, room)
 
 
 def sort_columns(rows: Array) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from messages.errors import Poison
 from messages.safetensors_layout import DTYPES, FLOATING
 from orchestrator.aggregation import integers
+from orchestrator.aggregation.columns import rows_of
 from orchestrator.aggregation.strategy import BLOCK, Array, Cohort, Shares, Strategy, Wide
 
 Form = Literal["weights", "delta"]
@@ -132,7 +133,7 @@ class _Integers:
         silos = len(task.shares.integers)
         self._weights, self._dtype = task.shares.integers, dtype
         self._trim = task.integer_trim
-        self._total: Any = np.empty((silos, elements), dtype) if self._trim else integers.init(elements)
+        self._total: Any = rows_of(silos, elements, dtype) if self._trim else integers.init(elements)
 
     def add(self, index: int, values: Array) -> None:
         if self._trim:
