@@ -42,7 +42,7 @@ __all__ = ["Contribution", "Source", "Summed", "aggregate", "measure"]
 _ROWS_BESIDES: Final = 9 + READS_AHEAD
 """Numbers held for each number of a batch besides the strategy's, as measured: base, result, one in use, what is read
 ahead, integers' second half, and what the allocator of each thread keeps of them for the next. 8 bytes at most each."""
-_ROWS_KEPT: Final = 3
+_ROWS_KEPT: Final = 5
 """The same, for each thing that a strategy keeps."""
 _BESIDES_ALL: Final = 10 << 20
 """Bytes that any sum takes, as measured: threads, their allocators, what a writer gathers."""
