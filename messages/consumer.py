@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 from messages import names
-from messages.errors import Duplicate, Forbidden, LockLost, NotFound, Poison, Stale, Transient
+from messages.errors import Duplicate, Forbidden, LockLost, NotFound, Poison, SilobusError, Stale, Transient
 from messages.locks import Locks, about
 from messages.log import EventLog
 from messages.ports import Bus, Clock, Delivery
@@ -384,6 +384,8 @@ def _matter(delivery: Delivery) -> tuple[str, bytes]:
 
 
 def _where(bug: Exception) -> str:
+    if isinstance(bug, SilobusError):  # which says what happened, to what, and what to do
+        return f"this: {str(bug).removesuffix('.')}"
     frames = traceback.extract_tb(bug.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(bug).__name__}{place}"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, TypeVar, final
+
+from pydantic import BaseModel, ValidationError
 
 from messages import names
-from messages.errors import Conflict, NotFound, Poison
+from messages.errors import Conflict, NotFound, Poison, SilobusError
 from messages.ports import Store
 from messages.schemas import Head
 from orchestrator.documents import ExperimentDocument, Presence, Retained
@@ -20,10 +22,21 @@ from orchestrator.experiment.state import Ended, RoundRecord
 from orchestrator.live import LiveRuns
 from orchestrator.settings import RetentionSettings
 
+M = TypeVar("M", bound=BaseModel)
+
 MOST_BYTES: Final = 32 << 20
 """The largest document; enough for the answers of thousands of silos."""
+CANNOT_BE_READ: Final = "cannot be read: it is by a later version of Silobus, so use that one, or it is damaged."
 _CACHED: Final = 64
 _AT_ONCE: Final = 32
+
+
+class DocumentUnreadable(SilobusError):
+    """What stands in a document is none of this version's. `document` says which it is."""
+
+    def __init__(self, container: str, blob: str) -> None:
+        self.document = f"{container}/{blob}"
+        super().__init__(f"{self.document} {CANNOT_BE_READ}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +60,15 @@ class Documents:
 
     async def load(self, experiment: str) -> Loaded:
         """The experiment's document, read now; parsed only if this version was not parsed before."""
+        blob = names.experiment_blob(experiment)
         try:
-            read = await self._store.read(names.STATE, names.experiment_blob(experiment), limit=MOST_BYTES)
+            read = await self._store.read(names.STATE, blob, limit=MOST_BYTES)
         except NotFound:
             return Loaded(None, None)
         known = self._parsed.get(experiment)
         if known is not None and known.etag == read.etag:
             return known
-        return self._remember(experiment, Loaded(ExperimentDocument.model_validate_json(read.data), read.etag))
+        return self._remember(experiment, Loaded(_parsed(ExperimentDocument, names.STATE, blob, read.data), read.etag))
 
     async def save(self, experiment: str, document: ExperimentDocument, *, replacing: Loaded) -> Loaded:
         """Writes the document in place of the one that was loaded. Raises Conflict when that is not there any more."""
@@ -91,11 +105,12 @@ class Documents:
 
     async def round_record(self, run: str, round_number: int) -> RoundRecord | None:
         """A round's record, if the round is over."""
+        blob = names.round_blob(run, round_number)
         try:
-            blob = await self._store.read(names.STATE, names.round_blob(run, round_number), limit=MOST_BYTES)
+            read = await self._store.read(names.STATE, blob, limit=MOST_BYTES)
         except NotFound:
             return None
-        return RoundRecord.model_validate_json(blob.data)
+        return _parsed(RoundRecord, names.STATE, blob, read.data)
 
     async def made_in(self, run: str, round_number: int) -> tuple[str, RoundRecord | None]:
         """The name in `global` of the weights that a round made, or that an operator gave in place of the first; and
@@ -115,11 +130,12 @@ class Documents:
 
     async def run_record(self, run: str) -> Ended | None:
         """A run's summary, if the run is over."""
+        blob = names.run_blob(run)
         try:
-            blob = await self._store.read(names.STATE, names.run_blob(run), limit=MOST_BYTES)
+            read = await self._store.read(names.STATE, blob, limit=MOST_BYTES)
         except NotFound:
             return None
-        return Ended.model_validate_json(blob.data)
+        return _parsed(Ended, names.STATE, blob, read.data)
 
     async def _write_once(self, name: str, data: bytes) -> None:
         try:
@@ -131,11 +147,12 @@ class Documents:
 
     async def retained(self, run: str) -> tuple[Retained, str | None]:
         """What is said of a run's retention, with its ETag; nothing at first."""
+        blob = names.retained_blob(run)
         try:
-            read = await self._store.read(names.STATE, names.retained_blob(run))
+            read = await self._store.read(names.STATE, blob)
         except NotFound:
             return Retained(run=run), None
-        return Retained.model_validate_json(read.data), read.etag
+        return _parsed(Retained, names.STATE, blob, read.data), read.etag
 
     async def change_retained(self, run: str, change: Callable[[Retained], Awaitable[Retained]]) -> Retained:
         """Replaces what is said by what `change` makes of it, which may be the same; what is said then."""
@@ -186,7 +203,7 @@ class Documents:
             except NotFound:
                 etag = None
             else:
-                if _order(Head.model_validate_json(read.data)) >= _order(head):
+                if _order(_parsed(Head, names.GLOBAL, name, read.data)) >= _order(head):
                     return
                 etag = read.etag
             try:
@@ -228,11 +245,19 @@ class Documents:
             return
 
     async def _presence(self, silo: str) -> tuple[Presence | None, str | None]:
+        blob = names.presence_blob(silo)
         try:
-            read = await self._store.read(names.STATE, names.presence_blob(silo))
+            read = await self._store.read(names.STATE, blob)
         except NotFound:
             return None, None
-        return Presence.model_validate_json(read.data), read.etag
+        return _parsed(Presence, names.STATE, blob, read.data), read.etag
+
+
+def _parsed(kind: type[M], container: str, blob: str, data: bytes) -> M:
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise DocumentUnreadable(container, blob) from error
 
 
 def _order(head: Head) -> tuple[bool, int, bool, int]:

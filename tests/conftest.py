@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+# An example that takes more than 0.2 s, or data that take a second, say that the machine is busy, and nothing of ours.
 
 LONGEST = ("e2e", "scenario", "contract")
 """Directories whose tests come first, so that no worker is left with a long file at the end."""

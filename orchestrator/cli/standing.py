@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from messages import names
 from messages.ports import Store
 from orchestrator.cli.terminal import Complaint
@@ -27,12 +25,11 @@ from orchestrator.experiment.state import (
     Run,
     Tombstone,
 )
-from orchestrator.store import Documents
+from orchestrator.store import Documents, DocumentUnreadable
 
 AT_ONCE = 16
 """Documents read at the same time."""
 EXPERIMENTS_AT_ONCE = 4
-CANNOT_BE_READ = "cannot be read: it is by a later version of Silobus, so use that one, or it is damaged."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +49,8 @@ class Unreadable:
     """An experiment whose document cannot be read."""
 
     experiment: str
-
-    @property
-    def words(self) -> str:
-        """Which document, and what to do."""
-        return f"{names.STATE}/{names.experiment_blob(self.experiment)} {CANNOT_BE_READ}"
+    words: str
+    """Which document, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +133,8 @@ class Reader:
             async with gate:
                 try:
                     presence = await self._documents.presence(silo)
-                except ValidationError:
-                    unreadable.append(f"{names.STATE}/{names.presence_blob(silo)}")
+                except DocumentUnreadable as error:
+                    unreadable.append(error.document)
                 else:
                     if presence is not None:
                         found[silo] = presence
@@ -151,8 +145,8 @@ class Reader:
     async def _load(self, experiment: str) -> ExperimentDocument | Unreadable | None:
         try:
             return (await self._documents.load(experiment)).document
-        except ValidationError:
-            return Unreadable(experiment)
+        except DocumentUnreadable as error:
+            return Unreadable(experiment, str(error))
 
     async def _standing(self, experiment: str, document: ExperimentDocument) -> Standing:
         state = document.state
@@ -168,8 +162,8 @@ class Reader:
         try:
             said, etag = await self._documents.retained(state.run.id)
             retained = said if etag else None
-        except ValidationError:
-            unreadable.append(f"{names.STATE}/{names.retained_blob(state.run.id)}")
+        except DocumentUnreadable as error:
+            unreadable.append(error.document)
         records = dict(sorted(records.items()))
         return Standing(experiment, state, records, presence, retained=retained, unreadable=tuple(unreadable))
 
@@ -187,8 +181,8 @@ class Reader:
             async with gate:
                 try:
                     record = await self._documents.round_record(run, number)
-                except ValidationError:
-                    unreadable.append(f"{names.STATE}/{names.round_blob(run, number)}")
+                except DocumentUnreadable as error:
+                    unreadable.append(error.document)
                 else:
                     if record is not None:
                         known[number] = record

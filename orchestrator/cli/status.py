@@ -21,7 +21,7 @@ from orchestrator.cli.federation import AnyExperiment, Config, Dir, Experiment, 
 from orchestrator.cli.keeping_up import COLUMNS, row, stragglers
 from orchestrator.cli.kept import kept
 from orchestrator.cli.listening import Listening
-from orchestrator.cli.standing import CANNOT_BE_READ, Reader, Standing, Unreadable
+from orchestrator.cli.standing import Reader, Standing, Unreadable
 from orchestrator.cli.terminal import Complaint, Json, command, console, say, say_json, shown, table
 from orchestrator.cli.wording import (
     as_json,
@@ -37,6 +37,7 @@ from orchestrator.cli.wording import (
     status_of,
     unknown,
 )
+from orchestrator.store import CANNOT_BE_READ
 
 CHUNK = 8 << 20
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from orchestrator.cli.awaiting import Life, life_of, waiting_for
 from orchestrator.cli.federation import Config, Dir, Experiment, Federation, reach
 from orchestrator.cli.listening import Listening
-from orchestrator.cli.standing import CANNOT_BE_READ, Reader, Standing
+from orchestrator.cli.standing import Reader, Standing
 from orchestrator.cli.terminal import command, console, say, shown, table
 from orchestrator.cli.wording import (
     history,
@@ -33,6 +33,7 @@ from orchestrator.cli.wording import (
 )
 from orchestrator.experiment.announcing import awaited
 from orchestrator.experiment.state import Collecting, Declined, Failed, LeftOut, Updated
+from orchestrator.store import CANNOT_BE_READ
 
 ROUNDS_SHOWN = 12
 """The newest rounds that fit on a screen."""

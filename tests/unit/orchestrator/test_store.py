@@ -17,7 +17,7 @@ from orchestrator.documents import ExperimentDocument, Numbered
 from orchestrator.experiment.effects import PublishHead
 from orchestrator.experiment.state import Ended, RunOutcome, Tombstone
 from orchestrator.presence import MOST_RUNS, Attendance
-from orchestrator.store import Documents
+from orchestrator.store import Documents, DocumentUnreadable
 from tests.unit.experiment.given import RUN, T0, at, training
 from tests.virtual_clock import VirtualClock
 
@@ -51,6 +51,33 @@ async def test_a_version_is_parsed_once_and_another_one_is_seen() -> None:
     assert (await one.load("exp")).document is saved.document
     newer = await two.save("exp", ExperimentDocument(state=training()), replacing=await two.load("exp"))
     assert await one.load("exp") == newer
+
+
+async def test_a_document_of_a_later_version_is_told_as_one() -> None:
+    store = MemoryStore()
+    later = b'{"version": 2}'
+    for container, blob in (
+        (names.STATE, names.experiment_blob("exp")),
+        (names.STATE, names.round_blob(RUN, 1)),
+        (names.STATE, names.run_blob(RUN)),
+        (names.STATE, names.retained_blob(RUN)),
+        (names.STATE, names.presence_blob("north")),
+        (names.GLOBAL, names.head_blob(RUN)),
+    ):
+        await store.write(container, blob, later, if_match=None)
+    documents = Documents(store)
+    head = Head(run=RUN, round=1, announcement=1, phase="open")
+    for call, name in (
+        (documents.load("exp"), "state/experiments/exp.json"),
+        (documents.round_record(RUN, 1), names.round_blob(RUN, 1)),
+        (documents.run_record(RUN), names.run_blob(RUN)),
+        (documents.retained(RUN), names.retained_blob(RUN)),
+        (documents.presence("north"), names.presence_blob("north")),
+        (documents.publish_head(head), names.head_blob(RUN)),
+    ):
+        with pytest.raises(DocumentUnreadable, match="by a later version of Silobus, so use that one") as told:
+            await call
+        assert name in str(told.value)
 
 
 async def test_a_document_that_grew_beyond_all_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from messages.consumer import Consumer
-from messages.errors import Duplicate, Forbidden, LockLost, Poison, Stale, Transient
+from messages.errors import Duplicate, Forbidden, LockLost, Poison, SilobusError, Stale, Transient
 from messages.names import dead_letters_of
 from messages.ports import Delivery, Outgoing
 from messages.transport.memory_bus import MemoryBroker, MemoryBus, QueueOptions
@@ -244,6 +244,17 @@ async def test_a_message_that_killed_its_process_each_time_is_dead_lettered_unha
     await world.start()
     assert (world.handled, world.rejected) == ([], [("m", "bug")])
     assert [d.dead_letter_reason for d in await world.dead()] == ["bug"]
+
+
+async def test_an_error_of_ours_that_decides_nothing_stands_in_the_dead_letter_with_what_to_do(world: World) -> None:
+    await world.start()
+    await world.send("m", *[SilobusError("state/experiments/e.json is by a later version: use that one.")] * 10)
+    await world.clock.advance(10 * LOCK)
+    (dead,) = await world.dead()
+    assert dead.dead_letter_description
+    assert "the last failure seen was this: state/experiments/e.json is by a later version: use that one. Look" in (
+        dead.dead_letter_description
+    )
 
 
 async def test_when_telling_the_run_has_a_bug_too_the_message_is_dead_lettered_in_the_end(
