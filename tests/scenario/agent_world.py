@@ -181,8 +181,8 @@ class World:
         self.sent: list[bytes] = []
         self._head: str | None = None
 
-    def settings(self, *, heartbeat: float = 5.0, stalled_after: float | None = None, **changes: Any) -> SiloSettings:
-        """The owner's file."""
+    def settings(self, *, heartbeat: float = 60.0, stalled_after: float | None = None, **changes: Any) -> SiloSettings:
+        """The owner's file. Unless a test asks for them, no signs of life come between what it looks at."""
         limits = {"rounds": 100, "quorum": 2, "silos": 2, "hyperparameters": {"lr": {"min": 0, "max": 1}}}
         outbound = {"tensors": ["w"], "dtypes": ["float32"], "max_bytes": 1000, "metrics": {"loss": {"digits": 2}}}
         task = {
@@ -283,7 +283,7 @@ class World:
         message = Outgoing(body=body, message_id=f"m{self._told}", subject="test", time_to_live=lasts)
         await self.bus.send(names.to_silo(HERE), message)
 
-    async def hear(self, wait: float = 20.0) -> dict[str, Any]:
+    async def hear(self, wait: float = 120.0) -> dict[str, Any]:
         """The next thing the silo says, signs of life and greetings apart."""
         while True:
             delivery = await self.bus.receive(names.from_silo(HERE), wait=wait)
@@ -298,7 +298,7 @@ class World:
 
     async def greeting(self) -> dict[str, Any]:
         """The next thing the silo says, which is a hello."""
-        delivery = await self.bus.receive(names.from_silo(HERE), wait=20)
+        delivery = await self.bus.receive(names.from_silo(HERE), wait=120)
         assert delivery is not None, "the silo says nothing"
         await self.bus.complete(delivery)
         said: dict[str, Any] = json.loads(delivery.body)
@@ -382,7 +382,14 @@ def free_locks(world: World) -> None:
             world.broker._unlock(queue, message)
 
 
-async def until(value: Callable[[], Awaitable[Any]], wanted: Any, within: float = 15.0) -> None:
+async def beats(world: World, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Returns when a sign of life is as wanted; nothing else comes until then."""
+    async with asyncio.timeout(60):
+        while not (world.heartbeats and wanted(world.heartbeats[-1])):
+            await world.hears_nothing(0.05)
+
+
+async def until(value: Callable[[], Awaitable[Any]], wanted: Any, within: float = 60.0) -> None:
     """Returns when `value()` is as wanted."""
     async with asyncio.timeout(within):
         while await value() != wanted:  # noqa: ASYNC110  # it is in files and other processes

@@ -20,7 +20,8 @@ from messages.schemas import Purpose
 from messages.transport.memory_bus import MemoryBus
 from silo_agent.egress import verify
 from silo_agent.home import HomeGone
-from tests.scenario.agent_world import HERE, RUN, Dying, World, free_locks, payload, until, vector
+from silo_agent.runners.processes import marked
+from tests.scenario.agent_world import HERE, RUN, Dying, World, beats, free_locks, payload, until, vector
 
 
 @pytest.fixture
@@ -32,6 +33,11 @@ async def running(world: World, tries: int = 1) -> int:
     """The process of the last try, once so many have begun."""
     await until(lambda: asyncio.to_thread(lambda: len(world.ran()) >= tries), True)
     return world.ran()[-1][0]
+
+
+def doing(world: World) -> set[tuple[str, str]]:
+    """What the signs of life say of each run."""
+    return {(sign["run"], sign["doing"]) for sign in world.heartbeats}
 
 
 # --- the trainer ------------------------------------------------------------------------------------------------------
@@ -88,11 +94,11 @@ async def test_a_killed_trainer_is_started_again(world: World) -> None:
 @pytest.mark.parametrize("mode", ["warm", "per-round"])
 async def test_a_trainer_that_takes_too_long_is_ended(world: World, mode: str) -> None:
     world.does("hang")
-    async with world.agent(world.settings(timeout=0.5, tries=1, mode=mode)):
+    async with world.agent(world.settings(timeout=1, tries=1, mode=mode)):
         await world.announce(1)
         said = await world.hear()
         assert (said["kind"], said["category"]) == ("training-failed", "timeout")
-        assert not world.lives(world.ran()[0][0])
+        assert marked(f"CONTROL={world.control}") == []
 
 
 async def test_missing_data_is_not_tried_twice(world: World) -> None:
@@ -139,24 +145,22 @@ async def test_another_announcement_that_came_while_the_last_try_failed_is_answe
 
 async def test_a_stopped_trainer_is_reported_as_stalled_by_its_agent_which_is_not(world: World) -> None:
     world.does("hold")
-    async with world.agent(world.settings(heartbeat=0.05, stalled_after=0.4)):
+    async with world.agent(world.settings(heartbeat=0.05, stalled_after=2)):
         await world.announce(1)
         pid = await running(world)
-        await world.hears_nothing(0.6)
-        alive = len(world.heartbeats)
-        assert alive >= 5
-        assert all(sign["doing"] == "training" and sign["progress_age"] < 0.4 for sign in world.heartbeats[1:])
-        assert {(sign["stalled"], sign["every"]) for sign in world.heartbeats} == {(False, 0.05)}
-        assert world.heartbeats[-1]["steps"] > 5
-        os.kill(pid, signal.SIGSTOP)
-        await world.hears_nothing(0.6)
+        await beats(world, lambda sign: sign["steps"] > 5)
         world.heartbeats.clear()
-        await world.hears_nothing(0.4)
+        await beats(world, lambda _: len(world.heartbeats) >= 5)
+        assert all(sign["doing"] == "training" and sign["progress_age"] < 2 for sign in world.heartbeats)
+        assert {(sign["stalled"], sign["every"]) for sign in world.heartbeats} == {(False, 0.05)}
+        os.kill(pid, signal.SIGSTOP)
+        await beats(world, lambda sign: bool(sign["stalled"]))
+        world.heartbeats.clear()
+        await beats(world, lambda _: len(world.heartbeats) >= 5)
         assert {sign["stalled"] for sign in world.heartbeats} == {True}, "the agent lives, its trainer does not go on"
-        assert world.heartbeats[-1]["progress_age"] > 0.4
+        assert world.heartbeats[-1]["progress_age"] > 2
         os.kill(pid, signal.SIGCONT)
-        await world.hears_nothing(0.4)
-        assert not world.heartbeats[-1]["stalled"]
+        await beats(world, lambda sign: not sign["stalled"])
         (world.control / "go").touch()
         assert (await world.hear())["kind"] == "update-published"
 
@@ -170,11 +174,11 @@ async def test_one_round_of_a_task_trains_at_a_time(world: World) -> None:
         blob = names.weights_blob("other_00000000", 0, weights["weights"].sha256)
         await world.store.create(names.GLOBAL, blob, vector(1.0, 0.0))
         await world.announce(1, run="other_00000000", payloads=weights)
-        await world.hears_nothing(0.5)
-        assert {(sign["run"], sign["doing"]) for sign in world.heartbeats} == {
-            (RUN, "training"),
-            ("other_00000000", "waiting"),
-        }
+        both = {(RUN, "training"), ("other_00000000", "waiting")}
+        await beats(world, lambda _: both <= doing(world))
+        world.heartbeats.clear()
+        await beats(world, lambda _: both <= doing(world) and len(world.heartbeats) >= 6)
+        assert doing(world) == both
         assert len(world.ran()) == 1
         (world.control / "go").touch()
         assert {(await world.hear())["run"], (await world.hear())["run"]} == {RUN, "other_00000000"}
@@ -289,7 +293,7 @@ async def test_an_agent_whose_home_is_deleted_says_so_and_ends_and_its_round_is_
         shutil.rmtree(world.home)
         await world.announce(2)
         with pytest.raises(HomeGone, match="start the agent again"):
-            await asyncio.wait_for(agent._task, 10)
+            await asyncio.wait_for(agent._task, 60)
         assert [record.getMessage() for record in caplog.records].count("home.gone") == 1
     assert len(world.ran()) == 1
     async with world.agent(world.settings(mode=mode)):
@@ -307,7 +311,7 @@ async def test_nothing_leaves_that_was_trained_while_the_home_was_deleted(world:
         (world.home / "rounds" / RUN / "00001").mkdir(parents=True, exist_ok=True)  # as whoever writes next may do
         (world.control / "go").touch()
         with pytest.raises(HomeGone):
-            await asyncio.wait_for(agent._task, 10)
+            await asyncio.wait_for(agent._task, 60)
     assert not world.lives(pid)
     assert await world.store.list(names.updates_of(HERE), "") == []
     async with world.agent():
@@ -383,9 +387,11 @@ async def test_what_was_trained_waits_until_it_can_be_said(world: World, error: 
         said = await world.hear()
         assert said["kind"] == "update-published"
         await world.settled()
-        with contextlib.suppress(AssertionError):
+        again = []
+        with contextlib.suppress(AssertionError):  # then it says nothing more
             while True:
-                assert await world.hear(wait=0.2) == said, "said twice perhaps, but never otherwise"
+                again.append(await world.hear(wait=0.2))
+        assert all(one == said for one in again), "said twice perhaps, but never otherwise"
     assert left["send"] == 0
     assert len(world.ran()) == 1
 

@@ -28,10 +28,18 @@ def started(script: str, marker: str) -> subprocess.Popen[bytes]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+        time.sleep(0.001)
+
+
+def written(path: Path) -> bytes:
+    """What is in a file; nothing where it is just being replaced."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ def test_a_process_is_killed_with_all_its_children(marker: str) -> None:
     leader = started(FAMILY, marker)
     until(lambda: len(marked(marker)) == 3)
     kill_whole(leader.pid, marker)
-    assert leader.wait(timeout=5) == -signal.SIGKILL
+    assert leader.wait(timeout=60) == -signal.SIGKILL
     until(lambda: marked(marker) == [])
 
 
@@ -52,7 +60,7 @@ def test_what_a_killed_agent_left_behind_is_found_and_killed(tmp_path: Path, mar
     Records(tmp_path / "processes").add(leader.pid, marker)
     until(lambda: len(marked(marker)) == 3)
     assert Records(tmp_path / "processes").kill_left_over() > 0
-    assert leader.wait(timeout=5) == -signal.SIGKILL
+    assert leader.wait(timeout=60) == -signal.SIGKILL
     until(lambda: marked(marker) == [])
     assert Records(tmp_path / "processes").kill_left_over() == 0
 
@@ -77,8 +85,9 @@ def test_what_is_printed_is_bounded_and_follows_the_round(tmp_path: Path) -> Non
     until(lambda: (tmp_path / "one.txt").read_bytes() == b"first\n")
     capture.switch(tmp_path / "two.txt")
     for number in range(100):
-        os.write(capture.write_end, b"%050d\n" % number)
-        time.sleep(0.0005)
+        line = b"%050d\n" % number
+        os.write(capture.write_end, line)
+        until(lambda line=line: line in written(tmp_path / "two.txt"))  # type: ignore[misc]
     os.close(capture.write_end)
     assert capture.tail(52)[-51:] == b"%050d\n" % 99
     assert (tmp_path / "one.txt").read_bytes() == b"first\n"

@@ -26,7 +26,7 @@ def command(tmp_path: Path, code: str, name: str = "child") -> Command:
     return Command(name, [sys.executable, "-c", code], tmp_path / "logs" / f"{name}.log")
 
 
-async def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
+async def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "it never came true"

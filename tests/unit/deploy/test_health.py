@@ -24,7 +24,7 @@ async def ask(port: int, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
     except ConnectionError:
         return b""
@@ -49,7 +49,7 @@ async def test_it_answers_on_its_path_and_nothing_else() -> None:
 
 
 async def test_who_says_too_much_or_nothing_is_cut_off_and_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_PATIENCE", 0.2)
+    monkeypatch.setattr(health, "_PATIENCE", 1.0)
     port = free_port()
     async with answering(HealthSettings(port=port)):
         silent = asyncio.create_task(ask(port, b"GET /healthz"))

@@ -11,7 +11,7 @@ from servicebus_emulator.door import Door
 from servicebus_emulator.http import HttpRequest, HttpResponse
 
 LOCAL = "127.0.0.1"
-PATIENTLY = 10.0
+PATIENTLY = 30.0
 
 
 class Echo(asyncio.Protocol):
@@ -113,6 +113,13 @@ async def doorway(
             if echo.transport is not None:
                 echo.transport.abort()
         await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when it is so; what is waited for has no event to wait on."""
+    async with asyncio.timeout(PATIENTLY):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def hung_up(reader: asyncio.StreamReader) -> bytes:

@@ -205,7 +205,7 @@ async def check_that_all_goes_on(made: Bench) -> None:
         await send(peer, SENDER, wire(soon))
         await send(peer, SENDER, wire({0x73: ["good"], 0x75: b"good"}))
         assert [each.state for each in peer.take(Disposition)] == [ACCEPTED_STATE] * 2
-        for _ in range(200):
+        for _ in range(3000):
             bodies = [cut(raw).body for _, raw in received(peer, RECEIVER)]
             if any(body.endswith(b"due") for body in bodies):
                 break

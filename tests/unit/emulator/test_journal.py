@@ -27,7 +27,7 @@ class SlowStore(Store):
         self.failure: Exception | None = None
 
     def write(self, batch: Batch) -> None:
-        assert self.gate.acquire(timeout=5)
+        assert self.gate.acquire(timeout=30)
         if self.failure is not None:
             raise self.failure
         super().write(batch)
@@ -66,11 +66,11 @@ async def test_what_waits_acts_after_the_write_and_in_order(store: SlowStore) ->
         await settled()  # "a" is being written, the others wait for their turn
     assert done.empty()
     store.gate.release()
-    assert await asyncio.wait_for(done.get(), 5) == "a"
+    assert await asyncio.wait_for(done.get(), 30) == "a"
     await settled()
     assert done.empty()
     store.gate.release()
-    assert [await asyncio.wait_for(done.get(), 5) for _ in range(2)] == ["b", "c"]
+    assert [await asyncio.wait_for(done.get(), 30) for _ in range(2)] == ["b", "c"]
     assert [len(batch.messages) for batch in store.batches] == [1, 2]
     await journal.close()
 
@@ -92,7 +92,7 @@ async def test_a_failed_write_is_told_and_nothing_waiting_acts(store: SlowStore)
     queue.send([arrival("a")], 0)
     journal.after_commit(lambda: done.append("a"))
     store.gate.release()
-    assert str(await asyncio.wait_for(told.get(), 5)) == "disk full"
+    assert str(await asyncio.wait_for(told.get(), 30)) == "disk full"
     queue.send([arrival("b")], 0)
     journal.after_commit(lambda: done.append("b"))
     await settled()
@@ -109,9 +109,9 @@ async def test_a_batch_that_cannot_be_made_is_told_and_nothing_waits_for_ever(st
     queue.send([arrival("a")], 0)
     queue.peek(1, 1)[0].added["what"] = object()
     journal.after_commit(lambda: done.append("a"))
-    assert isinstance(await asyncio.wait_for(told.get(), 5), EncodeError)
-    await asyncio.wait_for(journal.drained(), 5)
-    await asyncio.wait_for(journal.close(), 5)
+    assert isinstance(await asyncio.wait_for(told.get(), 30), EncodeError)
+    await asyncio.wait_for(journal.drained(), 30)
+    await asyncio.wait_for(journal.close(), 30)
     assert (done, store.batches) == ([], [])
 
 
@@ -124,8 +124,8 @@ async def test_whoever_waits_for_the_disk_hears_of_its_failure(store: SlowStore)
     await settled()
     assert not waiting.done()
     store.gate.release()
-    await asyncio.wait_for(waiting, 5)
-    await asyncio.wait_for(journal.close(), 5)
+    await asyncio.wait_for(waiting, 30)
+    await asyncio.wait_for(journal.close(), 30)
 
 
 async def test_one_act_that_fails_does_not_stop_the_next(store: SlowStore) -> None:
@@ -142,7 +142,7 @@ async def test_one_act_that_fails_does_not_stop_the_next(store: SlowStore) -> No
     journal.after_commit(break_down)
     journal.after_commit(done.set)
     store.gate.release()
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 30)
     assert reported == [bug]
     await journal.close()
 

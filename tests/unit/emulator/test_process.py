@@ -5,7 +5,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProce
 
 def converse(emulator: EmulatorProcess, sent: bytes) -> bytes:
     """Everything the emulator answers until it hangs up."""
-    with socket.create_connection(("127.0.0.1", emulator.port), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", emulator.port), timeout=30) as raw:
         raw.sendall(sent)
         answer = b""
         while part := raw.recv(65536):
@@ -97,7 +96,7 @@ def test_nothing_above_was_a_bug(emulator: EmulatorProcess) -> None:
 
 def test_it_stops_cleanly_when_told_to(tmp_path: Path) -> None:
     emulator = EmulatorProcess(tmp_path, ["q"]).start()
-    with socket.create_connection(("127.0.0.1", emulator.port), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", emulator.port), timeout=30) as raw:
         raw.sendall(AMQP + OPEN)
         assert raw.recv(8) == AMQP
         assert emulator.stop() == 0
@@ -112,7 +111,7 @@ def test_a_second_process_on_the_same_data_refuses_to_start(emulator: EmulatorPr
         [sys.executable, "-m", "servicebus_emulator", "--port", "0", "--data", emulator.data_dir / "data"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert second.returncode == 1
@@ -125,7 +124,7 @@ def test_a_taken_port_is_said_so(emulator: EmulatorProcess, tmp_path: Path) -> N
         [sys.executable, "-m", "servicebus_emulator", "--port", str(emulator.port), "--data", tmp_path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert second.returncode == 1
@@ -144,7 +143,7 @@ def test_a_port_that_is_none_is_said_so(tmp_path: Path, port: str) -> None:
         [sys.executable, "-m", "servicebus_emulator", f"--port={port}", "--data", tmp_path / "data"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert refused.returncode == 2
@@ -196,7 +195,10 @@ HANGING = """
 import sys, threading
 from servicebus_emulator import __main__ as program, store
 program.PATIENCE = 1.0
-store.Store.write = lambda self, batch: threading.Event().wait()
+def write(self, batch):
+    print("writing", flush=True)
+    threading.Event().wait()
+store.Store.write = write
 sys.exit(program.main())
 """
 
@@ -214,7 +216,7 @@ def test_it_ends_even_if_the_disk_does_not_answer(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline().rpartition(":")[2])
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
                 attach = Attach(
                     name="s",
                     handle=0,
@@ -225,8 +227,8 @@ def test_it_ends_even_if_the_disk_does_not_answer(tmp_path: Path) -> None:
                 )
                 transfer = Transfer(handle=0, delivery_id=0, delivery_tag=b"t")
                 raw.sendall(AMQP + OPEN + BEGIN + write_frame(1, attach) + write_frame(1, transfer, message("a")))
-                time.sleep(0.5)
+                assert process.stdout.readline() == "writing\n"
                 process.terminate()
-                assert process.wait(10) == 1
+                assert process.wait(60) == 1
         finally:
             process.kill()

@@ -156,7 +156,7 @@ async def test_nobody_hears_of_it_before_it_is_on_disk(tmp_path: Path, step: str
             await asyncio.sleep(0.01)
         assert not told.is_set()
         stores[0].gate.set()
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), 30)
 
 
 async def test_links_to_a_deleted_queue_are_detached_and_told_why(tmp_path: Path) -> None:

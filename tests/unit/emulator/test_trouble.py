@@ -163,7 +163,8 @@ async def test_what_is_delayed_keeps_its_order_and_is_not_held_for_ever(made: Be
         await peer.listen()
         if not first and any(isinstance(body, Disposition) for body, _ in peer.heard):
             first = loop.time() - began
-    assert 0.19 < first < 0.4
+    assert first, "it was held for as long as others came"
+    assert first > 0.19
     await asyncio.sleep(0.25)
     await peer.listen()
     assert [disposition.first for disposition in peer.take(Disposition)] == list(range(10))
@@ -171,14 +172,14 @@ async def test_what_is_delayed_keeps_its_order_and_is_not_held_for_ever(made: Be
 
 
 async def test_an_idle_link_is_detached_with_the_reason(made: Bench) -> None:
-    made.namespace.faults.change(["idle-detach=1x:0.1s"])
+    made.namespace.faults.change(["idle-detach=1x:0.5s"])
     peer = await sender(made)
     peer.connection.data_received(b"")
-    for number in range(4):
+    for number in range(14):
         await peer.send("x", delivery_id=number)
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.05)
     assert peer.take(Detach) == []
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(1.1)
     await peer.listen()
     (detached,) = peer.take(Detach)
     assert detached.error is not None

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from servicebus_emulator import web
-from tests.unit.emulator.doorway import PATIENTLY, Doorway, doorway, hung_up
+from tests.unit.emulator.doorway import PATIENTLY, Doorway, doorway, hung_up, until
 
 CLOSE = b"Host: x\r\nConnection: close\r\n\r\n"
 
@@ -83,11 +83,15 @@ async def test_nothing_is_answered_before_it_is_on_disk(made: Doorway) -> None:
     writer.write(b"PUT /1 HTTP/1.1\r\nHost: h\r\n\r\nPUT /2 HTTP/1.1\r\nHost: h\r\n\r\n")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.read(1), 0.2)
+    async with asyncio.timeout(PATIENTLY):
+        await made.site.is_waiting.wait()
     assert [request.path for request in made.site.asked] == ["/1"]
     for number in (1, 2):
+        async with asyncio.timeout(PATIENTLY):
+            await made.site.is_waiting.wait()
+        made.site.is_waiting.clear()
         made.site.held.pop()()
         assert json.loads((await answer(reader))[2])["path"] == f"/{number}"
-        await asyncio.sleep(0.05)
     made.site.is_slow = False
     writer.write(b"PUT /3 HTTP/1.1\r\nHost: h\r\n\r\n")
     assert json.loads((await answer(reader))[2])["path"] == "/3"
@@ -104,8 +108,7 @@ async def test_a_client_that_did_not_wait_for_the_disk_harms_nobody(
     raw = writer.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset: half closed would be served
     writer.transport.abort()
-    await asyncio.sleep(0.1)
-    assert not made.door._guests
+    await until(lambda: not made.door._guests)
     made.site.held.pop()()
     assert not caplog.records
 
@@ -259,8 +262,7 @@ async def test_after_a_refusal_nobody_stays_long(made: Doorway, monkeypatch: pyt
     reader, writer = await made.connect()
     writer.write(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n")
     assert (await answer(reader))[0] == 413
-    await asyncio.sleep(0.4)
-    assert not made.door._guests
+    await until(lambda: not made.door._guests)
     writer.close()
 
 
@@ -276,9 +278,8 @@ async def test_who_does_not_read_is_shown_out(made: Doorway, monkeypatch: pytest
     reader, writer = await made.connect(limit=1000)
     for _ in range(5):
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-    await asyncio.sleep(0.7)
+    await until(lambda: bool(made.site.asked) and not made.door._guests)
     assert len(made.site.asked) == 1, "the next request waits until the answer has left"
-    assert not made.door._guests
     assert len(await hung_up(reader)) < 20_000_000
     writer.close()
 
@@ -286,10 +287,10 @@ async def test_who_does_not_read_is_shown_out(made: Doorway, monkeypatch: pytest
 async def test_a_slow_uploader_gets_its_time_again_with_every_request(
     made: Doorway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "EXCHANGE_SECONDS", 0.5)
+    monkeypatch.setattr(web, "EXCHANGE_SECONDS", 1.5)
     reader, writer = await made.connect()
     for _ in range(4):
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.5)
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert (await answer(reader))[0] == 200
     writer.close()

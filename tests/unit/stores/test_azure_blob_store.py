@@ -238,7 +238,7 @@ async def test_a_fetch_that_is_cancelled_leaves_no_file(
 
     server.before = stall
     task = asyncio.create_task(store.fetch("place", "a", tmp_path / "target"))
-    await asyncio.wait_for(reached.wait(), 5)
+    await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -94,7 +94,7 @@ async def test_nobody_is_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> Non
     started = time.monotonic()
     async with listening(None, [], monkeypatch) as settings:
         assert await counts(settings) is None
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert await counts(settings) is None, "and nobody listens any more"
 
 
