@@ -93,7 +93,7 @@ class EmulatorProcess:
                 text=True,
             )
         assert self._process.stdout is not None
-        watchdog = threading.Timer(20, self._process.kill)  # readline below has no timeout of its own
+        watchdog = threading.Timer(60, self._process.kill)  # readline below has no timeout of its own
         watchdog.start()
         line = self._process.stdout.readline()
         watchdog.cancel()
@@ -115,7 +115,7 @@ class EmulatorProcess:
         if self._process is None:
             return 0
         self._process.send_signal(number)
-        status = self._process.wait(timeout=20)
+        status = self._process.wait(timeout=60)
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._process = None

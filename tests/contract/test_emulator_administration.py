@@ -210,9 +210,9 @@ async def test_new_settings_are_for_what_comes_after(
     client = bus(emulator.connection_string)
     async with client, client.get_queue_sender("q") as sender, client.get_queue_receiver("q") as receiver:
         await sender.send_messages([ServiceBusMessage("a"), ServiceBusMessage("b")])
-        [first] = await receiver.receive_messages(1, max_wait_time=5)
+        [first] = await receiver.receive_messages(1, max_wait_time=20)
         await admin.update_queue(queue, lock_duration="PT10S")
-        [second] = await receiver.receive_messages(1, max_wait_time=5)
+        [second] = await receiver.receive_messages(1, max_wait_time=20)
         assert first.locked_until_utc - second.locked_until_utc > timedelta(minutes=4)
         await admin.update_queue(queue, status=EntityStatus.SEND_DISABLED)
         with pytest.raises(ServiceBusError):

@@ -235,22 +235,22 @@ async def test_a_dead_letter_can_have_properties(start: Start) -> None:
 
 
 async def test_what_is_prefetched_is_locked_then_and_comes_back_when_the_lock_lapses(start: Start) -> None:
-    emulator = start(LockDuration="PT2S")
+    emulator = start(LockDuration="PT5S")
     async with opened(emulator) as (sender, other), opened(emulator, prefetch_count=50) as (_, receiver):
         await other._open_with_retry()
         await sender.send_messages([ServiceBusMessage(f"{number}") for number in range(50)])
-        begun = datetime.now(UTC)
         messages: list[ServiceBusReceivedMessage] = []
         while len(messages) < 25:
-            messages += await receiver.receive_messages(max_message_count=25 - len(messages), max_wait_time=5)
-        assert all(abs(message.locked_until_utc - begun) < timedelta(seconds=3.5) for message in messages)  # type: ignore[operator]
+            messages += await receiver.receive_messages(max_message_count=25 - len(messages), max_wait_time=20)
+        latest = datetime.now(UTC) + timedelta(seconds=5)
+        assert all(message.locked_until_utc <= latest for message in messages)  # type: ignore[operator]
         await receive_nothing(other)
         for message in messages:
             await receiver.complete_message(message)
         receiver._handler._connection._transport.writer.transport.abort()  # type: ignore[attr-defined]
         found: set[str] = set()
         while len(found) < 25:  # what lay in the client's buffer
-            for message in await other.receive_messages(max_message_count=25, max_wait_time=5):
+            for message in await other.receive_messages(max_message_count=25, max_wait_time=20):
                 assert message.delivery_count == 1
                 found.add(body(message))
                 await other.complete_message(message)
@@ -283,13 +283,13 @@ async def test_schedules_are_cancelled_all_or_none(start: Start) -> None:
 
 
 async def test_a_lock_holds_through_a_kill_and_its_token_still_renews_and_settles(start: Start) -> None:
-    settings = {"LockDuration": "PT4S"}
+    settings = {"LockDuration": "PT8S"}  # within which a process is killed and started
     async with opened(start(**settings)) as (sender, receiver):
         await sender.send_messages([ServiceBusMessage("held"), ServiceBusMessage("lapsing")])
         held, lapsing = await one(receiver), await one(receiver)
         emulator = start(**settings)
     async with opened(emulator) as (_, receiver), opened(emulator) as (_, other):
-        rival = asyncio.create_task(other.receive_messages(max_message_count=2, max_wait_time=10))
+        rival = asyncio.create_task(other.receive_messages(max_message_count=2, max_wait_time=30))
         (until,) = (await receiver._renew_locks(held.lock_token))[b"expirations"]
         assert held.locked_until_utc is not None
         assert lapsing.locked_until_utc is not None

@@ -58,7 +58,7 @@ async def send(bus: ServiceBusClient, queue: str = "q") -> None:
 
 async def receive(bus: ServiceBusClient, queue: str = "q") -> list[Any]:
     async with bus.get_queue_receiver(queue) as receiver:
-        messages = await receiver.receive_messages(max_wait_time=0.5)
+        messages = await receiver.receive_messages(max_wait_time=10)
         for message in messages:
             await receiver.complete_message(message)
         return messages
@@ -117,11 +117,11 @@ async def test_a_wrong_key_is_refused(emulator: EmulatorProcess) -> None:
 
 async def test_expiry_ends_links(emulator: EmulatorProcess) -> None:
     """Also one that does nothing, and one that waits for a message."""
-    async with with_token(emulator, "q", "listener", 2) as bus, bus.get_queue_receiver("q") as receiver:
+    async with with_token(emulator, "q", "listener", 5) as bus, bus.get_queue_receiver("q") as receiver:
         assert await receiver.receive_messages(max_wait_time=0.1) == []
-        waiting = asyncio.create_task(receiver.receive_messages(max_wait_time=30))
+        waiting = asyncio.create_task(receiver.receive_messages(max_wait_time=60))
         with pytest.raises(ServiceBusError):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 30)
     assert "has expired" in emulator.log_file.read_text()
 
 

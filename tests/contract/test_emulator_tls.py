@@ -142,7 +142,7 @@ def test_it_stops_cleanly_while_tls_is_spoken(tmp_path: Path, certificates: Cert
 def refused(tmp_path: Path, *options: str) -> str:
     """Why a process with these options did not start."""
     command = [sys.executable, "-m", "servicebus_emulator", "--port", "0", "--data", str(tmp_path / "data"), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.count("\n") == 1, ended.stderr
     return ended.stderr

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import pytest
@@ -133,7 +135,7 @@ async def test_a_line_that_stays_dead_is_told_and_leaves_no_file(line: Line, sou
     await line.store.create(line.container, "a.bin", source)
     line.proxy.die_after(5.5 * MB)
     with pytest.raises(Transient):
-        await asyncio.wait_for(line.cut_store.fetch(line.container, "a.bin", tmp_path / "target"), 20)
+        await asyncio.wait_for(line.cut_store.fetch(line.container, "a.bin", tmp_path / "target"), 60)
     assert line.proxy.dead.is_set()
     assert os.listdir(tmp_path) == ["source"]
 
@@ -142,20 +144,20 @@ async def test_a_download_never_mixes_two_versions(line: Line, source: Path, tmp
     await line.store.create(line.container, "a.bin", source)
     line.proxy.die_after(5.5 * MB)
     task = asyncio.create_task(line.cut_store.fetch(line.container, "a.bin", tmp_path / "target"))
-    await asyncio.wait_for(line.proxy.dead.wait(), 20)
+    await asyncio.wait_for(line.proxy.dead.wait(), 60)
     other = tmp_path / "other"
     other.write_bytes(os.urandom(SIZE))
     await line.service.get_blob_client(line.container, "a.bin").upload_blob(content(other), overwrite=True)
     line.proxy.go_on()
     with pytest.raises(Conflict):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
     assert sorted(os.listdir(tmp_path)) == ["other", "source"]
 
 
 async def _given_up(line: Line, source: Path) -> None:
     line.proxy.die_after(12.5 * MB)
     with pytest.raises(Transient):
-        await asyncio.wait_for(line.cut_store.create(line.container, "a.bin", source), 20)
+        await asyncio.wait_for(line.cut_store.create(line.container, "a.bin", source), 60)
     line.proxy.go_on()
     with pytest.raises(NotFound):
         await line.store.open(line.container, "a.bin")
@@ -177,7 +179,7 @@ async def test_the_blocks_of_a_killed_process_are_used_by_the_next(line: Line, s
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_create, args=(line.through, line.container, source))
     process.start()
-    await asyncio.wait_for(line.proxy.stopped.wait(), 30)
+    await asyncio.wait_for(line.proxy.stopped.wait(), 60)
     process.kill()
     await asyncio.to_thread(process.join, 20)
     line.proxy.go_on()
@@ -191,6 +193,14 @@ async def test_the_blocks_of_a_killed_process_are_used_by_the_next(line: Line, s
 
 
 def _create_here(root: Path, source: Path) -> None:
+    """As far as its first piece; there it waits to be killed."""
+
+    def first_piece(source: BinaryIO, copy: BinaryIO, length: int) -> None:
+        copy.write(source.read(length))
+        copy.flush()
+        time.sleep(600)
+
+    shutil.copyfileobj = first_piece  # type: ignore[assignment]
     asyncio.run(DirectoryStore(root).create("place", "a.bin", source))
 
 
@@ -199,7 +209,7 @@ def test_nobody_sees_what_a_killed_process_had_begun_to_copy_into_a_directory(tm
     if not source.parent.is_dir() or source.parent.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is only one file system here, on which a creation is a link")
     with source.open("wb") as file:
-        file.truncate(400 * MB)
+        file.truncate(4 * MB)
     try:
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=_create_here, args=(tmp_path, source))
@@ -210,11 +220,11 @@ def test_nobody_sees_what_a_killed_process_had_begun_to_copy_into_a_directory(tm
         process.join(20)
         begun = list(tmp_path.glob(".incoming/*"))
         assert len(begun) == 1
-        assert begun[0].stat().st_size < 400 * MB
+        assert begun[0].stat().st_size < 4 * MB
         store = DirectoryStore(tmp_path)
         assert asyncio.run(store.list("place", "")) == []
         asyncio.run(store.create("place", "a.bin", source))
-        assert asyncio.run(store.open("place", "a.bin")).size == 400 * MB
+        assert asyncio.run(store.open("place", "a.bin")).size == 4 * MB
     finally:
         source.unlink()
 
