@@ -68,7 +68,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TRAINERS = Path(__file__).parent / "trainers"
 TASK = "add"
-PATIENCE = 45.0
+PATIENCE = 120.0
 """Seconds for what must come."""
 DIGEST = "ab" * 32
 """A digest of nothing."""
@@ -157,7 +157,7 @@ class Federation:
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
-            process.wait(20)
+            process.wait(60)
         for silo in self.silos:
             for pid in self.trainers(silo):
                 with contextlib.suppress(ProcessLookupError):
@@ -289,7 +289,7 @@ class Federation:
     def _end(self, name: str, number: signal.Signals) -> int:
         process = self._processes.pop(name)
         process.send_signal(number)
-        return process.wait(20)
+        return process.wait(60)
 
     # --- training held by a test -------------------------------------------------------------------------------------
 
@@ -498,6 +498,11 @@ class Federation:
             target = Path(folder) / "file"
             self._in_store(lambda store: store.fetch(names.GLOBAL, found[0].name, target))
             return read_tensors(target)
+
+    def egress(self, silo: str) -> list[dict[str, Any]]:
+        """A silo's own log of what left. The line that is being written is left out."""
+        written, _, _ = (self.folder.home(silo) / "egress.jsonl").read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in written.splitlines()]
 
     def until(self, what: Callable[[], T | None], otherwise: str, timeout: float = PATIENCE) -> T:
         """What `what()` returns, once that is neither None nor false."""

@@ -417,7 +417,7 @@ async def test_no_increment_of_many_processes_is_lost(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        await asyncio.to_thread(process.join, 60)
+        await asyncio.to_thread(process.join, 300)
     assert [process.exitcode for process in processes] == [0] * PROCESSES
     document = await store.read("state", "counter.json")
     assert (int(document.data), document.etag) == (PROCESSES * INCREMENTS, str(PROCESSES * INCREMENTS + 1))

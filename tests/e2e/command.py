@@ -34,7 +34,7 @@ def start(*arguments: object, more: Mapping[str, str] | None = None) -> subproce
     )
 
 
-def run(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """The command, to its end."""
     return subprocess.run(
         [*SILOBUS, *map(str, arguments)],
@@ -71,7 +71,7 @@ def _what_is_known_of(entry: Path) -> bytes:
     return known
 
 
-def eventually(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:
+def eventually(what: str, holds: Callable[[], Any], seconds: float = 120) -> Any:
     """What `holds` gives, as soon as that is true."""
     until = time.monotonic() + seconds
     while not (value := holds()):

@@ -42,7 +42,7 @@ SILOS = [silo.name for silo in THREE[:2]]
 NORTH = SILOS[0]
 TRAINING = "training"
 """The container of north's datastore, as the templates call it."""
-PATIENCE = 90
+PATIENCE = 180
 """Seconds for what must come."""
 
 
@@ -142,7 +142,7 @@ class World(Federation):
 
         async def buried(queue: str) -> int:
             await bus.send(queue, Outgoing(body=b'{"kind": "nonsense"}', message_id=f"bad-{queue}", subject="nonsense"))
-            while (delivery := await bus.receive(queue, wait=1)) and delivery.subject != "nonsense":
+            while (delivery := await bus.receive(queue, wait=60)) and delivery.subject != "nonsense":
                 await bus.complete(delivery)
             assert delivery is not None
             await bus.dead_letter(delivery, reason="bad", description="Not good.")

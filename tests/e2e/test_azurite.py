@@ -236,7 +236,7 @@ def test_an_experiment_over_blobs_makes_the_very_weights(
 ) -> None:
     more = {"silos": silos, "quorum": {"minimum": "all", "deadline": 60}}
     run = federation.start_experiment("blobs", rounds=ROUNDS, **more)
-    federation.wait_for("blobs", "completed", 90)
+    federation.wait_for("blobs")
     for number in range(1, ROUNDS + 1):
         record = federation.record(run, number)
         assert record is not None
@@ -259,7 +259,7 @@ def test_an_operator_uploads_initial_weights_with_an_operators_rights(federation
         "start", tmp_path / "after.yaml", "--init", TRAINERS / "add.py", "--config", federation.folder.operator
     )
     assert done.returncode == 0, done.stderr
-    run = federation.wait_for("after", "completed", 90).run
+    run = federation.wait_for("after").run
     assert all((tensor == 3.0).all() for tensor in federation.weights(run.id, 1).values())
     assert federation.record(run.id, 0) is None  # no silo was asked to initialise
 

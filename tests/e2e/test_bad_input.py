@@ -686,8 +686,7 @@ def test_a_quorum_too_small_for_an_owner_is_declined_and_the_others_go_on_withou
 
 def said(federation: Federation, silo: str, run: str, kind: str) -> list[dict[str, Any]]:
     """What a silo said about a run after round 0, by its own log of what left."""
-    lines = (federation.folder.home(silo) / "egress.jsonl").read_bytes().splitlines()
-    messages = [entry["message"] for entry in map(json.loads, lines) if "message" in entry]
+    messages = [entry["message"] for entry in federation.egress(silo) if "message" in entry]
     return [m for m in messages if m["kind"] == kind and m["run"] == run and m["round"] > 0]
 
 

@@ -123,8 +123,7 @@ def assert_it_was_there_to_be_found(federation: Federation) -> None:
 def test_no_message_of_a_silo_holds_its_secret(federation: Federation) -> None:
     """Messages that were settled are gone from the queues; the silo's own log of what left still has them."""
     outcome(federation, "logged", task="leaky", hyperparameters={"leak": "exception"})
-    lines = (federation.folder.home("north") / "egress.jsonl").read_text().splitlines()
-    messages = [json.dumps(entry["message"]) for entry in map(json.loads, lines) if "message" in entry]
+    messages = [json.dumps(entry["message"]) for entry in federation.egress("north") if "message" in entry]
     assert any("training-failed" in message for message in messages)
     assert not [message for message in messages if CANARY in message]
 
@@ -182,7 +181,12 @@ def test_the_dead_letter_of_a_fault_in_the_agent_tells_no_secret(federation: Fed
     )
     ended = federation.wait_for("fault", "failed")
     assert "north: declined: agent-fault" in ended.reason
-    (letter,) = [letter for letter in federation.dead_letters("to-north") if run.encode() in letter.body]
+
+    def dead() -> list[Letter]:
+        """The run is told before, and may be over by then."""
+        return [letter for letter in federation.dead_letters("to-north") if run.encode() in letter.body]
+
+    (letter,) = federation.until(dead, "the message is no dead letter")
     assert letter.reason == "bug"
     assert CANARY not in letter.description
     faults = list((federation.folder.home("north") / "faults").iterdir())

@@ -35,7 +35,7 @@ def test_some_seconds_of_chaos_leave_everything_right(tmp_path: Path) -> None:
         text=True,
         cwd=ROOT,
         env=environment(),
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.stdout, done.stderr

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROUNDS = 8
 EACH_ROUND = 3.0
 ALL = {"silos": [silo.name for silo in THREE], "quorum": {"minimum": "all", "deadline": 30, "reminders": 20}}
-PATIENCE = 150.0
+PATIENCE = 300.0
 """Seconds in which the rounds must be over, whatever happens to the bus."""
 
 

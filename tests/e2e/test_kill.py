@@ -7,7 +7,6 @@ final weights. Training is held while something is killed, so that it always is 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -55,7 +54,7 @@ def everything_runs_afterwards(federation: Federation) -> Iterator[None]:
 
 def completes_exactly(federation: Federation, run: str, rounds: int = ROUNDS) -> None:
     """The run completes, every round has one update of every silo, and the weights are right to the last bit."""
-    federation.wait_for(names.experiment_of(run), "completed", 90)
+    federation.wait_for(names.experiment_of(run))
     for number in range(1, rounds + 1):
         record = federation.record(run, number)
         assert record is not None
@@ -214,7 +213,8 @@ def test_without_a_quorum_silos_are_reminded_and_then_the_run_fails_saying_who_d
 ) -> None:
     federation.stop("agent-east")
     try:
-        quorum = {"minimum": "all", "grace": 0, "deadline": 1, "reminders": 2}
+        quorum = {"minimum": "all", "grace": 0, "deadline": 3, "reminders": 2}
+        federation.peek("to-east")  # opens the link, so that each of the looks below is short
         run = federation.start_experiment("three-of-three", silos=ALL["silos"], quorum=quorum)
         announced: set[int] = set()
 
@@ -230,10 +230,9 @@ def test_without_a_quorum_silos_are_reminded_and_then_the_run_fails_saying_who_d
         federation.start("agent-east")
     assert ended.reason == "Round 1: no quorum, 2 of 3 updates. east: had not answered"
     assert announced == {1, 2, 3}, "announced, and reminded twice"
-    record = federation.record(run, 1)
-    assert record is not None
+    record = federation.until(lambda: federation.record(run, 1), "there is no record of the round")
     assert record.outcome == "failed"
-    assert (record.over_at - record.opened_at).total_seconds() >= 3
+    assert (record.over_at - record.opened_at).total_seconds() >= 9
 
 
 def test_a_stopped_trainer_is_reported_as_stalled_by_its_agent_which_lives(federation: Federation) -> None:
@@ -244,12 +243,13 @@ def test_a_stopped_trainer_is_reported_as_stalled_by_its_agent_which_lives(feder
     try:
         federation.until(lambda: signs_of_life(federation, "east", run)[-1].stalled, "nobody notices")
 
-        def east() -> dict[str, object]:
-            return dict(status(federation, "stopped")["silos"]["east"])
+        def said() -> bool:
+            """Looked at together: on a busy machine signs of life may be late, and all be gone for a moment."""
+            now = status(federation, "stopped")["silos"]["east"]
+            return "without progress" in now["state"] and (now["gone"], now["stalled"]) == (False, True)
 
-        federation.until(lambda: "without progress" in str(east()["state"]), "the status does not say so")
-        assert (east()["gone"], east()["stalled"]) == (False, True)
-        assert not signs_of_life(federation, "north", run)[-1].stalled
+        federation.until(said, "the status does not say so")
+        federation.until(lambda: not signs_of_life(federation, "north", run)[-1].stalled, "north is stalled as well")
         federation.start_experiment("meanwhile", silos=["east"], hyperparameters={"unheard-of": 1})
         assert "east: declined" in federation.wait_for("meanwhile", "failed").reason  # the agent answers
     finally:
@@ -271,13 +271,18 @@ def test_a_killed_agent_is_seen_to_be_gone_and_its_round_says_what_it_waits_for(
             return status(federation, "gone")
 
         federation.until(lambda: said()["silos"]["east"]["gone"], "nobody notices")
-        assert time.monotonic() - killed < 20, "three heartbeats, and what it takes to ask"
-        now = said()
+        assert time.monotonic() - killed < 40, "three heartbeats, and what it takes to ask"
+
+        def only_east() -> dict[str, Any] | None:
+            """On a busy machine a sign of life of north's may be late, too."""
+            now = said()
+            return now if not now["silos"]["north"]["gone"] else None
+
+        now = federation.until(only_east, "north is gone as well")
         assert now["silos"]["east"]["state"].startswith("gone: no sign of life for")
         assert now["silos"]["east"]["state"].endswith("was training")
         assert re.search(r"east \(gone since [0-9:]{8}, \d+ s ago, was training\)", now["waiting_for"])
         assert re.search(r"north \(training, \d+ s\)", now["waiting_for"])
-        assert now["silos"]["north"]["gone"] is False
     finally:
         federation.start("agent-east")
     federation.until(lambda: not said()["silos"]["east"]["gone"], "east is gone for ever")
@@ -299,7 +304,6 @@ def status(federation: Federation, experiment: str) -> dict[str, Any]:
 
 def signs_of_life(federation: Federation, silo: str, run: str) -> list[SiloHeartbeat]:
     """Heartbeats of its second round that a silo has sent, by its own log of what left."""
-    lines = (federation.folder.home(silo) / "egress.jsonl").read_bytes().splitlines()
-    sent = [entry["message"] for entry in map(json.loads, lines) if entry.get("what") == "message"]
+    sent = [entry["message"] for entry in federation.egress(silo) if entry.get("what") == "message"]
     beats = [SiloHeartbeat.model_validate(m) for m in sent if m["kind"] == "silo-heartbeat"]
     return [beat for beat in beats if (beat.run, beat.round) == (run, 2)]

@@ -50,7 +50,7 @@ Asked = tuple[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def federation() -> Iterator[Federation]:
     """A bus, and nobody on it."""
-    made = Federation(THREE, lock=120)
+    made = Federation(THREE, lock=300)
     try:
         made.lay_out()
         made.start("bus")
@@ -129,7 +129,7 @@ async def closing(link: Link) -> AsyncIterator[Link]:
 
 
 async def take(link: ServiceBusReceiver) -> ServiceBusReceivedMessage:
-    [message] = await link.receive_messages(max_message_count=1, max_wait_time=10)
+    [message] = await link.receive_messages(max_message_count=1, max_wait_time=60)
     return message
 
 
@@ -358,7 +358,7 @@ class Matrix:
 
     async def _try(self, allowed: bool, what: str, operation: Callable[[], Awaitable[Any]]) -> None:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(180):
                 await operation()
         except REFUSED as refusal:
             if allowed:

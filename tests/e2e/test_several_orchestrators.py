@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from messages import names
+from orchestrator.experiment.state import Collecting, Ended, State
 from tests.e2e.command import SILOBUS
-from tests.federation import THREE, Federation
+from tests.federation import PATIENCE, THREE, Federation
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +51,14 @@ def life(federation: Federation) -> float:
     began = time.monotonic()
     arguments = ["orchestrator", "--config", str(federation.folder.orchestrator), "--until-idle", "1s"]
     with federation.folder.log("orchestrator-for-a-while").open("ab") as log:
-        ended = subprocess.run([*SILOBUS, *arguments], stdout=log, stderr=log, timeout=60, check=False)
+        ended = subprocess.run([*SILOBUS, *arguments], stdout=log, stderr=log, timeout=PATIENCE, check=False)
     assert ended.returncode == 0
     return time.monotonic() - began
+
+
+def lives(federation: Federation, done: Callable[[State | None], bool]) -> None:
+    """One life after another until it is done: a round may take silos longer than an orchestrator waits for them."""
+    federation.until(lambda: life(federation) and done(federation.status("lives")), "the orchestrators achieve nothing")
 
 
 def test_a_run_is_finished_by_orchestrators_that_end_when_nothing_is_to_be_done(federation: Federation) -> None:
@@ -61,13 +67,13 @@ def test_a_run_is_finished_by_orchestrators_that_end_when_nothing_is_to_be_done(
     try:
         federation.allow("lives", 1)
         run = federation.start_experiment("lives", rounds=ROUNDS, **ALL)
-        life(federation)
+        lives(federation, lambda state: isinstance(state, Collecting) and state.round == 2)
         for silo in federation.silos:
             federation.training(silo, "lives", 2)
         federation.allow("lives", ROUNDS)
         answered(federation, run, 2)
-        life(federation)
-        federation.wait_for("lives", timeout=1)
+        lives(federation, lambda state: isinstance(state, Ended))
+        federation.wait_for("lives")
         assert is_exact(federation, run)
     finally:
         federation.start("orchestrator")

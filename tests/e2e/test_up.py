@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
+from azure.servicebus.exceptions import ServiceBusError
 from safetensors.numpy import load_file
 
 from messages.transport.directory import DirectoryStore
@@ -72,9 +73,9 @@ def going_up(folder: Path, *arguments: object) -> Iterator[Up]:
         [connection] = [line for line in lines if line.startswith("Endpoint=")]
         yield Up(folder, connection, process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=40)
+        process.communicate(timeout=120)
         assert process.returncode == 0
-        assert eventually("nothing is left", lambda: not processes_of(folder), 10)
+        assert eventually("nothing is left", lambda: not processes_of(folder))
     finally:
         process.kill()
         process.wait()
@@ -178,7 +179,15 @@ def test_processes_that_die_are_started_again(up: Up) -> None:
 
     eventually("all are back", lambda: all(up.pid(name) != pid for name, pid in before.items()))
 
-    up.post(kind="start-experiment", experiment="after-1", task="add", rounds=2)
+    def posted() -> bool:
+        """A process is back some time before it listens."""
+        try:
+            up.post(kind="start-experiment", experiment="after-1", task="add", rounds=2)
+        except ServiceBusError:
+            return False
+        return True
+
+    eventually("the bus takes messages", posted)
     eventually("it is known", lambda: up.status("after-1"))
     eventually("it ends", lambda: up.status("after-1")["status"] in ENDED)
     assert up.status("after-1")["status"] == "completed"
@@ -197,7 +206,7 @@ def test_a_typo_in_an_owners_file_is_said_before_anything_starts(tmp_path: Path)
     owner.parent.mkdir()
     owner.write_text("tasks:\n  mine:\n    command: [python]\n    limtis: {rounds: 5}\n")
 
-    refused = run("up", "--silos-dir", owner.parent, "--dir", tmp_path / "federation", timeout=20)
+    refused = run("up", "--silos-dir", owner.parent, "--dir", tmp_path / "federation")
 
     assert refused.returncode == 1
     assert str(owner) in refused.stderr

@@ -175,7 +175,7 @@ async def write(target: Path) -> None:
             shutil.copytree(federation.home(silo), target / "homes" / silo, ignore=shutil.ignore_patterns(*_LEAVE_OUT))
 
 
-async def _until(condition: Callable[[], Awaitable[bool]], within: float = 30.0) -> None:
+async def _until(condition: Callable[[], Awaitable[bool]], within: float = 120.0) -> None:
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110  # it is in files, and done by other processes
             await asyncio.sleep(0.02)

@@ -139,7 +139,7 @@ class Silo:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         return Checked(done.returncode, done.stdout + done.stderr, self.secrets)

@@ -70,7 +70,7 @@ class Shell:
             env={**environment, "PATH": path, "FAKE_AZ": str(self.directory / "az"), "PYTHONPATH": str(ROOT), **more},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
