@@ -14,9 +14,12 @@ from messages import names
 from messages.codec import encode
 from messages.experiments import CancelExperiment, StartExperiment
 from messages.ports import Outgoing
-from messages.schemas import SiloHeartbeat
+from messages.schemas import AggregateRound, SiloHeartbeat
 from orchestrator.experiment.state import Aggregating, Collecting, RunOutcome
-from tests.scenario.faults import Trouble
+from orchestrator.outbox import Performer
+from orchestrator.store import Documents
+from orchestrator.transitions import Experiments
+from tests.scenario.faults import FaultyBus, Trouble
 from tests.scenario.model_silo import TASK, ModelSilo
 from tests.scenario.test_orchestrator import CONSTANTS, collecting, world
 from tests.scenario.world import Process, World
@@ -137,10 +140,21 @@ async def test_whoever_is_handed_a_sum_does_not_ask_for_it_again() -> None:
         await w.start(trouble)
         w.live_silos()
         run = await w.begin()
+        await w.clock.until(lambda: trouble.dead, within=600)
+        handed, comes_by = another(w), another(w)  # both run already: neither looks into `work`, as a start would
+        state = await handed.undertake("exp", lambda state: state, AggregateRound(run=run, round=1))
+        assert isinstance(state, Aggregating)
+        assert await comes_by.admit("exp", lambda state: state) == state
+        assert len(asked) == 1
         await w.ended()
-        assert trouble.dead
         assert is_exact(w, run)
         assert len(asked) == 1
+
+
+def another(w: World) -> Experiments:
+    """What another process moves experiments with."""
+    documents = Documents(w.store)
+    return Experiments(documents, Performer(FaultyBus(w.broker, Trouble(), witness=w.witness), documents), w.clock)
 
 
 async def test_a_worker_stopped_beyond_its_lock_does_no_harm_when_it_goes_on() -> None:
