@@ -64,10 +64,10 @@ def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
         start_new_session=True,
     )
     try:
-        said, complained = process.communicate(timeout=300)
+        said, complained = process.communicate(timeout=600)
     except BaseException:  # what the page has started goes on otherwise
         os.killpg(process.pid, signal.SIGTERM)
-        said, complained = process.communicate(timeout=30)
+        said, complained = process.communicate(timeout=120)
         sys.stderr.write(said[-3000:] + complained[-3000:])
         raise
     return subprocess.CompletedProcess(script, process.returncode, said, complained)

@@ -311,10 +311,16 @@ async def take(receiver: ServiceBusReceiver, peeked: list[Found]) -> None:
     free = [each.sequence for each in peeked if each.state != "DEFERRED"]
     came: list[int] = []
     while len(came) < len(free):
-        messages = await receiver.receive_messages(200, max_wait_time=5)
+        messages = await receiver.receive_messages(200, max_wait_time=60)
         assert messages, f"{sorted(set(free) - set(came))} is there and does not come"
         came += [message.sequence_number or 0 for message in messages]
     assert came == free
+
+
+def enough(history: History) -> bool:
+    """Whether everything has happened that this test is about."""
+    happened = history.counts()
+    return all(happened[what] for what in ESSENTIAL)
 
 
 async def test_whatever_it_said_before_a_kill_is_true_after_it(tmp_path: Path) -> None:
@@ -323,7 +329,9 @@ async def test_whatever_it_said_before_a_kill_is_true_after_it(tmp_path: Path) -
     with EmulatorProcess(tmp_path, QUEUES) as emulator:
         load = Load(emulator, history)
         async with load.running():
-            for _ in range(KILLS):
+            for number in range(8 * KILLS):
+                if number >= KILLS and enough(history):
+                    break  # on a slow machine a life may be over before anybody has asked for anything
                 await asyncio.sleep(rng.uniform(0.02, LONGEST_LIFE))
                 load.up.clear()
                 history.kills.append(time.time())
@@ -340,5 +348,4 @@ async def test_whatever_it_said_before_a_kill_is_true_after_it(tmp_path: Path) -
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:20])
     assert "connection.bug" not in log
     assert "store.failed" not in log
-    happened = history.counts()
-    assert all(happened[what] for what in ESSENTIAL), f"not much of a test: {happened}"
+    assert enough(history), f"not much of a test: {history.counts()}"

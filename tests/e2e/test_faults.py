@@ -74,10 +74,14 @@ def exact_rounds(federation: Federation, experiment: str, *, delay: float = 0.0)
     ],
 )
 def test_rounds_are_exact_under(federation: Federation, fault: str) -> None:
-    bus_with(federation, fault)
+    """What strikes rarely may by chance not strike in so few rounds: then there are some more."""
     name = fault.partition("=")[0]
-    exact_rounds(federation, f"under-{name}")
-    assert bus_with(federation)[name] > 0
+    for number in range(4):
+        bus_with(federation, fault)
+        exact_rounds(federation, f"under-{name}-{number}")
+        if bus_with(federation).get(name, 0) > 0:
+            return
+    raise AssertionError(f"{name} never struck")
 
 
 def test_rounds_are_exact_when_locks_end_in_the_middle_of_training(federation: Federation) -> None:

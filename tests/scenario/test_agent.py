@@ -88,7 +88,7 @@ async def test_everything_that_left_is_in_the_egress_log(world: World) -> None:
 async def test_a_hello_offers_only_what_is_approved(world: World) -> None:
     for offered in (True, False):
         async with world.agent(world.settings()):
-            delivery = await world.bus.receive(names.from_silo(HERE), wait=10)
+            delivery = await world.bus.receive(names.from_silo(HERE), wait=120)
             assert delivery is not None
             await world.bus.complete(delivery)
             hello = json.loads(delivery.body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 from dataclasses import replace
@@ -99,10 +100,11 @@ def test_whose_process_it_is_follows_from_its_command() -> None:
 
 
 def test_every_process_with_the_mark_is_counted_and_ended_also_one_that_will_not_go() -> None:
+    mark = f"for-test-{os.getpid()}"  # and no other run's, on the same machine
     script = "trap '' TERM; sh -c 'echo; read line'; :"
     with subprocess.Popen(
         ["sh", "-c", script],
-        env={processes.MARK: "for-test", "PATH": "/usr/bin:/bin"},
+        env={processes.MARK: mark, "PATH": "/usr/bin:/bin"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -110,18 +112,18 @@ def test_every_process_with_the_mark_is_counted_and_ended_also_one_that_will_not
         try:
             assert shell.stdout is not None
             shell.stdout.readline()
-            watch = processes.Watch("for-test", lambda command: "server" if "trap" in command else None)
+            watch = processes.Watch(mark, lambda command: "server" if "trap" in command else None)
             watch.look()
 
-            found = processes.marked("for-test")
+            found = processes.marked(mark)
             assert len(found) == 2
             # What the server started is the server's: both together.
             pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in found)
             assert watch.peak("server") == pytest.approx(pages * resource.getpagesize() / 2**20, rel=0.1)
             assert watch.peak("client") == 0
         finally:
-            processes.end("for-test", patience=0.0)
-        assert not processes.marked("for-test")
+            processes.end(mark, patience=0.0)
+        assert not processes.marked(mark)
 
 
 def test_processes_are_gone_only_when_several_looks_find_none(monkeypatch: pytest.MonkeyPatch) -> None:
