@@ -171,15 +171,19 @@ async def test_what_is_delayed_keeps_its_order_and_is_not_held_for_ever(made: Be
     assert made.texts() == [f"{number}" for number in range(10)]
 
 
-async def test_an_idle_link_is_detached_with_the_reason(made: Bench) -> None:
-    made.namespace.faults.change(["idle-detach=1x:0.5s"])
+async def test_an_idle_link_is_detached_with_the_reason(made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's clock is the test's: a machine that stood still would look like a link on which nothing moves."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    made.namespace.faults.change(["idle-detach=1x:10s"])
     peer = await sender(made)
-    peer.connection.data_received(b"")
-    for number in range(14):
+    for number in range(4):
         await peer.send("x", delivery_id=number)
-        await asyncio.sleep(0.05)
+        now += 6
+        await peer.listen()
     assert peer.take(Detach) == []
-    await asyncio.sleep(1.1)
+    now += 11
     await peer.listen()
     (detached,) = peer.take(Detach)
     assert detached.error is not None
