@@ -80,6 +80,17 @@ def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
     return None
 
 
+def announce(text: str) -> None:
+    """For whoever started this and listens; where nobody does, or cannot be told, the log says the same."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None  # what waits in it cannot be written later either
+        log.warning("stdout.gone", reason=error.strerror)
+
+
 async def serve(
     options: argparse.Namespace, config: Config | None, store: Store, faults: Faults, tls: ssl.SSLContext | None
 ) -> int:
@@ -113,8 +124,7 @@ async def serve(
     hosts = None if namespace.has_rules() else own_names(options.host)  # with rules, it is keys that tell who may
     door = Door(connect, site, tls, plain_anywhere=options.plain_anywhere, hosts=hosts)
     port = await door.open(options.host, options.port)
-    sys.stdout.write(f"listening on {options.host}:{port}\n")
-    sys.stdout.flush()
+    announce(f"listening on {options.host}:{port}")
     log.info(
         "emulator.listening",
         host=options.host,
@@ -154,8 +164,11 @@ def main() -> None:
         config = read_config(options.config) if options.config is not None else None
         faults = Faults(options.fault, options.seed)
         store = Store(options.data)
-    except (TlsError, ConfigError, FaultsError, StoreError, OSError) as error:
+    except (TlsError, ConfigError, FaultsError, StoreError) as error:
         sys.exit(f"servicebus-emulator: {error}")
+    except OSError as error:
+        told = f"--data {options.data} cannot be used: {error.strerror} ({error.filename})"
+        sys.exit(f"servicebus-emulator: {told}; make it this user's, or give another --data")
     sys.setswitchinterval(0.0005)  # the thread that commits must not wait for the one that talks
     try:
         status = asyncio.run(serve(options, config, store, faults, tls))

@@ -117,8 +117,12 @@ def parse_duration(text: str) -> int:
 def read_config(path: Path) -> Config:
     """What the file asks for. Raises ConfigError."""
     try:
-        return parse_config(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object))
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        return parse_config(json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -133,11 +133,16 @@ def test_logging_may_say_what_it_likes() -> None:
     [
         ('{"Namespaces": [{"AuthorizationRules": [], "AuthorizationRules": []}]}', "'AuthorizationRules' stands twice"),
         ('{"Queues": []}', "the file: there is no 'Queues' here"),
-        ("{", "Expecting property name"),
+        ("{", "is not JSON: Expecting property name"),
         ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_file_that_is_refused_is_named(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "bus.json").write_text(text)
-    with pytest.raises(ConfigError, match=f"bus.json: .*{why}"):
+    with pytest.raises(ConfigError, match=f"bus.json(: .*| ){why}"):
         read_config(tmp_path / "bus.json")
+
+
+def test_a_file_may_begin_as_windows_begins_it(tmp_path: Path) -> None:
+    (tmp_path / "bus.json").write_text('{"Namespaces": []}', encoding="utf-8-sig")
+    assert read_config(tmp_path / "bus.json").queues == {}

@@ -232,3 +232,33 @@ def test_it_ends_even_if_the_disk_does_not_answer(tmp_path: Path) -> None:
                 assert process.wait(60) == 1
         finally:
             process.kill()
+
+
+def started(arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a shell starts it, with the streams that the shell gives it."""
+    line = f"exec {sys.executable} -m servicebus_emulator --port 0 {arguments}"
+    return subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)  # noqa: S602
+
+
+def test_data_that_cannot_be_used_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the directory should be")
+    refused = started(f"--data {tmp_path}/data")
+    assert refused.returncode == 1
+    assert f"--data {tmp_path}/data cannot be used: File exists" in refused.stderr
+    assert "give another --data" in refused.stderr
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_it_serves_though_nobody_can_be_told_where(tmp_path: Path, stdout: str) -> None:
+    line = f"exec {sys.executable} -m servicebus_emulator --port 0 --data {tmp_path} {stdout}"
+    process = subprocess.Popen(line, shell=True, stderr=subprocess.PIPE, text=True)  # noqa: S602
+    assert process.stderr is not None
+    said = ""
+    while "emulator.listening" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.terminate()
+    said += process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "Traceback" not in said
