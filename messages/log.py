@@ -5,8 +5,10 @@ Never message bodies, weights or data. Redaction here is the last line of defenc
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -103,6 +105,35 @@ def configure(process: str, *, level: str = "INFO", stream: IO[str] | None = Non
         logging.getLogger(ours).setLevel(level)
     for library in ("azure", "uamqp", "msal", "aiohttp", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def speak_anywhere() -> None:
+    """For commands: a stream that was closed before we began leads nowhere; one that lacks a letter gets its number.
+
+    Else the first file that is opened would get what is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+        elif mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def system_said(error: OSError) -> str:
+    """What the system would not let a command do, in a sentence, and what to do next."""
+    place = error.filename if error.filename2 is None else error.filename2  # of a rename its end is known to people
+    at = "What is printed, or a file, could not be written" if place is None else place
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            remedy = "This user may not use it: type this as the user that it belongs to, or name another place."
+        case errno.EROFS:
+            remedy = "Name another place, or make this one writable."
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            remedy = "Make room, and type this again."
+        case _:
+            remedy = "Look what is there, and type this again."
+    return f"{at}: {error.strerror}. {remedy}"
 
 
 def leave_words_to_us() -> None:

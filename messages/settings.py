@@ -143,11 +143,19 @@ def load_yaml(path: Path, model: type[M]) -> M:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SettingsError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read ({type(error).__name__}); is it a UTF-8 text file?") from None
+    except PermissionError:
+        raise SettingsError(f"{path}: this user may not read it; its owner may.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); name a file.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: cannot be read; it is no UTF-8 text file.") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
+    except RecursionError:
+        raise SettingsError(f"{path}: is nested too deeply for settings.") from None
+    except ValueError as error:  # a date that there is not, a number of too many digits
+        raise SettingsError(f"{path}: holds a value that there is not: {error}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -205,17 +213,23 @@ def _line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
 
 def repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Keys given twice, of which YAML would silently take the last: in a policy that could lift a limit."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    yield key
-                seen.add(key.value)
-            yield from repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from repeated_keys(item)
+    waiting = [node]
+    known: set[int] = set()  # a node may stand in many places, even in itself
+    while waiting:
+        node = waiting.pop()
+        if id(node) in known:
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        yield key
+                    seen.add(key.value)
+            waiting += [value for _, value in reversed(node.value)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
 
 
 def _exactly_one(settings: BaseModel, fields: tuple[str, ...]) -> None:
@@ -234,6 +248,8 @@ def _secret(section: str, variable: str | None, path: Path | None, what: str = "
 def _from_file(path: Path, field: str) -> SecretStr:
     try:
         value = path.read_text(encoding="utf-8").strip()
+    except PermissionError:
+        raise SettingsError(f"{field}: this user may not read {path}; its owner may.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{field}: {path} cannot be read ({type(error).__name__}); create it, mode 0600.") from None
     if not value:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from messages.errors import SilobusError
 from messages.fields import Name
+from messages.log import speak_anywhere, system_said
 from messages.settings import BusSettings, SettingsError, SettingsPath, StoreSettings, load_yaml
 from silo_agent import egress as log
 from silo_agent.code_digest import CodeUnreadable, code_digest
@@ -62,6 +63,12 @@ def _complaints() -> Iterator[None]:
         _fail(str(error))
     except PermissionError as error:
         _fail(f"this user may not use {error.filename}; type this as the user that the agent runs as")
+    except OSError as error:
+        if error.errno is None or isinstance(error, BrokenPipeError):
+            raise  # nothing that the system said; and of a reader that has gone Typer makes a quiet end
+        if error.filename is None:
+            sys.stdout = None  # most likely that; and what waits in it cannot be written
+        _fail(system_said(error))
 
 
 def _fail(text: str) -> NoReturn:
@@ -195,6 +202,7 @@ def resume(config: Config = _SILO_YAML) -> None:
 
 def main() -> None:
     """The entry point."""
+    speak_anywhere()
     app()
 
 

@@ -17,6 +17,7 @@ import yaml
 from pydantic import SecretStr
 
 from messages import names
+from messages.log import system_said
 from messages.rights import AGENT, OPERATOR, ORCHESTRATOR, principals
 from orchestrator.cli.keys import Keys, connection_string, key_in, new_key, rules
 from orchestrator.cli.terminal import Complaint
@@ -122,8 +123,12 @@ def read_card(folder: Folder) -> Card | None:
         return Card(str(said["connection_string"]), tuple(said["silos"]), dict(said["processes"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Complaint(f"{folder.card} cannot be read. Remove the folder {folder.root} and start again.") from None
+    except OSError as error:
+        raise Complaint(system_said(error)) from None
+    except (ValueError, KeyError, TypeError):
+        raise Complaint(
+            f"{folder.card} is damaged. Move this one file away: `silobus up` writes it anew, and nothing else is lost."
+        ) from None
 
 
 def write_queues(folder: Folder, silos: Sequence[str], keys: Keys) -> None:

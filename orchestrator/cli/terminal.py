@@ -123,7 +123,7 @@ def explain(error: Complaint | SilobusError) -> str:
         case Transient():
             return f"Not reachable right now: {error}\nIs the federation running (`silobus up`)? Is the network down?"
         case Forbidden():
-            return f"Not allowed: {error}\nThe identity in use needs the right for this queue or container."
+            return f"Not allowed: {error}\nThe identity in use needs the right for this queue, container or folder."
         case NotFound():
             return f"Not found: {error}"
         case Poison():

@@ -136,6 +136,28 @@ def test_a_home_of_another_user_is_told_in_a_sentence(owner: Owner, command: str
     assert "Traceback" not in refused.output + refused.stderr
 
 
+@pytest.mark.parametrize("command", ["pause", "egress", "rounds"])
+def test_a_home_that_is_no_directory_is_told_in_a_sentence(owner: Owner, command: str) -> None:
+    owner.world.home.write_text("a file where the directory should be")
+    told = owner.types(command)
+    assert "Traceback" not in told.output + told.stderr
+    assert told.exception is None or isinstance(told.exception, SystemExit)
+    if command == "pause":
+        assert told.exit_code == 1
+        assert f"{owner.world.home}: File exists. Look what is there" in told.stderr
+
+
+@pytest.mark.parametrize("words", [["egress", "--json"], ["rounds"]], ids=" ".join)
+@pytest.mark.parametrize("stdout", ["/dev/full", None])
+def test_output_that_nobody_can_take_is_no_traceback(owner: Owner, words: list[str], stdout: str | None) -> None:
+    to = f"> {stdout}" if stdout else ">&-"
+    line = f"{sys.executable} -m silo_agent {' '.join(words)} --config {owner.file} {to}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)  # noqa: S602
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (1 if stdout else 0)
+    assert done.stderr.count("\n") == (1 if stdout else 0), done.stderr
+
+
 def test_a_changed_egress_log_is_reported_and_stops_the_agent(owner: Owner) -> None:
     owner.types("check")
     log = owner.world.home / "egress.jsonl"

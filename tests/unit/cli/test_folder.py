@@ -32,6 +32,7 @@ from servicebus_emulator.config import read_config
 from silo_agent.code_digest import code_digest
 from silo_agent.policy import Accepted, Facts, decide
 from silo_agent.settings import SiloSettings
+from tests.e2e.check.broken_silo import obeying_permissions
 from tests.unit.agent.making import announced
 
 SILOS = ["north", "south"]
@@ -55,8 +56,17 @@ def test_the_card_comes_back_as_it_was_and_only_its_owner_may_read_it(folder: Fo
 def test_a_damaged_card_is_said_with_what_to_do(folder: Folder) -> None:
     folder.card.write_text("{")
 
-    with pytest.raises(Complaint, match="Remove the folder"):
+    with pytest.raises(Complaint, match=r"federation\.json is damaged\. Move this one file away"):
         read_card(folder)
+
+
+def test_a_card_of_another_user_is_not_called_damaged(folder: Folder) -> None:
+    write_card(folder, Card("Endpoint=sb://127.0.0.1:5673;SharedAccessKey=k", ("north",), {}))
+    folder.card.chmod(0o000)
+    with obeying_permissions(), pytest.raises(Complaint) as refused:
+        read_card(folder)
+    assert "federation.json: Permission denied. This user may not use it" in str(refused.value)
+    assert "start again" not in str(refused.value)
 
 
 def test_the_port_is_found_again_in_a_connection_string() -> None:

@@ -13,6 +13,7 @@ from messages.settings import BusSettings, Settings, SettingsError, SettingsPath
 from messages.transport.connect import open_bus, open_store
 from messages.transport.directory import DirectoryStore
 from tests.certificates import make_certificates
+from tests.e2e.check.broken_silo import obeying_permissions
 
 SECRET = "c2VjcmV0c2VjcmV0"
 
@@ -125,8 +126,39 @@ def test_a_file_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="UTF-8"):
         load_yaml(tmp_path / "bad.yaml", Both)
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match=r"cannot be read \(Is a directory\)"):
         load_yaml(tmp_path, Both)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
+        ("a: 2026-13-45", "month must be in 1..12"),
+        (f"a: {'9' * 5000}", "5000 digits"),
+        ("a: &a [*a]", "there is no such field"),
+    ],
+    ids=["deep", "no such date", "long number", "in itself"],
+)
+def test_what_yaml_cannot_hold_is_told(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=rf"orchestrator\.yaml.*(\n.*)*{told}"):
+        load_yaml(written(tmp_path, text), Both)
+
+
+def test_a_file_of_references_to_references_is_told_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    with pytest.raises(SettingsError, match="line 1: a0: there is no such field"):
+        load_yaml(written(tmp_path, "\n".join(lines)), Both)
+
+
+def test_files_of_another_user_are_told_as_such(tmp_path: Path) -> None:
+    file = written(tmp_path, "a: 1")
+    file.chmod(0o000)
+    with obeying_permissions():
+        with pytest.raises(SettingsError, match=r"orchestrator\.yaml: this user may not read it"):
+            load_yaml(file, Both)
+        with pytest.raises(SettingsError, match=r"store\.sas_file: this user may not read .*orchestrator\.yaml"):
+            StoreSettings(account_url="https://x", sas_file=file).sas()
 
 
 def test_a_secret_comes_from_the_environment_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
