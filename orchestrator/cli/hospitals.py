@@ -130,7 +130,8 @@ async def admit(task: Task, folder: Folder, silos: Sequence[str], *, seed: int) 
     data = Data(folder, task)
     mark = data.pooled.with_name("shared-out.json")
     terms = {"silos": list(silos), "alpha": task.alpha, "seed": seed}
-    if _reads(mark) == terms:
+    there = [data.pooled, data.held_out, *(path for silo in silos for path in (data.train(silo), data.test(silo)))]
+    if _reads(mark) == terms and all(path.is_file() for path in there):
         return
     mark.unlink(missing_ok=True)
     mark.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,10 @@ async def admit(task: Task, folder: Folder, silos: Sequence[str], *, seed: int) 
 
 
 def _reads(mark: Path) -> Any:
-    return json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None
+    try:
+        return json.loads(mark.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # what it says is only known to be false: the data is made anew
+        return None
 
 
 def policy(task: Task, folder: Folder, silo: str, silos: int) -> dict[str, Any]:

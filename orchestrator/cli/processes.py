@@ -136,7 +136,10 @@ def die_with_parent() -> None:
 
 @contextmanager
 def ends_on_signals() -> Iterator[list[signal.Signals]]:
-    """SIGINT, SIGTERM, SIGHUP cancel the current task, once, so that what it holds is given back. Gives which came."""
+    """SIGINT, SIGTERM, SIGHUP cancel the current task, once, so that what it holds is given back. Gives which came.
+
+    SIGHUP is left alone where it is ignored: under `nohup`, whoever logs out wants this to go on.
+    """
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     came: list[signal.Signals] = []
 
@@ -145,12 +148,13 @@ def ends_on_signals() -> Iterator[list[signal.Signals]]:
             task.cancel()
         came.append(number)
 
-    for number in _ENDING:
+    ending = [n for n in _ENDING if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    for number in ending:
         loop.add_signal_handler(number, end, number)
     try:
         yield came
     finally:
-        for number in _ENDING:
+        for number in ending:
             loop.remove_signal_handler(number)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,7 @@ async def model(
 
 async def download(store: Store, blob: str, sha256: str, output: Path) -> None:
     """A copy of its own, whose digest is right; appears whole or not at all."""
+    named, output = output, _place_of(output)
     container, _, name = blob.partition("/")
     digest = hashlib.sha256()
     part = output.with_name(f"{output.name}.part-{os.getpid()}")
@@ -105,10 +107,20 @@ async def download(store: Store, blob: str, sha256: str, output: Path) -> None:
             raise Complaint(f"{blob} is damaged in the store: its digest is {digest.hexdigest()}.")
         part.replace(output)
     except OSError as error:
-        raise Complaint(f"{output} cannot be written: {error.strerror}.") from None
+        raise Complaint(f"{named} cannot be written: {error.strerror}. Name another file, or make room.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         await reader.close()
+
+
+def _place_of(named: Path) -> Path:
+    """Where a file appears: where a link leads, not in its place. Raises Complaint for what is there and is no file:
+    in the place of a device, a file would break the whole machine."""
+    place = Path(os.path.realpath(named))
+    if named.exists() and not place.is_file():
+        raise Complaint(f"{named} cannot be written: it is there and is no file. Name a file, or a new one.")
+    return place
 
 
 async def _overview(federation: Federation, reader: Reader, *, json: bool) -> None:

@@ -214,3 +214,18 @@ def test_the_first_example_of_the_strategies_page_goes_with_the_federation_that_
     assert "`silobus up` has three hospitals" in page
     assert request.task in hospitals.TASKS
     assert least_updates(admitted(request)) <= request.quorum.needed(3) <= 3
+
+
+async def test_data_that_is_gone_or_of_which_nothing_is_known_is_made_anew(folder: Folder) -> None:
+    task = hospitals.task_named("breast-cancer")
+    data = hospitals.Data(folder, task)
+    await hospitals.admit(task, folder, SILOS, seed=0)
+    first = data.train("north").read_bytes()
+
+    shutil.rmtree(folder.silo("north").parent)
+    await hospitals.admit(task, folder, SILOS, seed=0)
+    assert data.train("north").read_bytes() == first
+
+    data.pooled.with_name("shared-out.json").write_bytes(b"\xb5 no JSON")
+    await hospitals.admit(task, folder, SILOS, seed=0)
+    assert data.train("north").read_bytes() == first

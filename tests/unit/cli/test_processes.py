@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import processes
-from orchestrator.cli.processes import Command, Processes
+from orchestrator.cli.processes import Command, Processes, ends_on_signals
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = (
@@ -102,7 +102,7 @@ async def test_one_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: p
 
 PARENT = """
 import asyncio, pathlib, sys
-from orchestrator.cli.processes import Command, Processes
+from orchestrator.cli.processes import Command, Processes, ends_on_signals
 async def main():
     children = Processes()
     await children.start(Command("child", [sys.executable, "-c", sys.argv[1]], pathlib.Path(sys.argv[2])))
@@ -151,3 +151,14 @@ async def test_children_see_nothing_of_the_environment_but_what_is_on_the_list(
     assert not [each for each in seen if "CANARY" in each]
     assert {*NEEDED, "OWN"} <= {each.partition("=")[0] for each in seen}
     assert {"OWN=given", "TZ=UTC"} <= set(seen)
+
+
+async def test_under_nohup_a_hangup_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ends_on_signals() as came:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        assert came == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -574,6 +575,35 @@ def test_the_file_is_a_copy_of_its_own(silobus: Federation, tmp_path: Path) -> N
     (tmp_path / "m").write_bytes(b"changed")
 
     assert run(silobus.store.read(names.GLOBAL, names.weights_blob(RUN, 2, payload.sha256))).data == b"the weights"
+
+
+def test_a_model_takes_the_place_of_files_alone(silobus: Federation, tmp_path: Path) -> None:
+    payload = placed(silobus, b"the weights")
+    known = training().run.model_copy(update={"model": Model(round=2, payload=payload)})
+    silobus.save("exp", ENDED.model_copy(update={"run": known}))
+    os.mkfifo(tmp_path / "device")
+    (tmp_path / "link to it").symlink_to(tmp_path / "device")
+    for place in (tmp_path / "device", tmp_path / "link to it", tmp_path, Path("/")):
+        refused = silobus("model", "exp", "-o", place)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1), refused.exception
+        assert f"{place} cannot be written: it is there and is no file" in refused.stderr
+    assert (tmp_path / "device").is_fifo()
+    assert (tmp_path / "link to it").is_symlink()
+
+
+def test_a_model_is_written_where_a_link_leads(silobus: Federation, tmp_path: Path) -> None:
+    payload = placed(silobus, b"the weights")
+    known = training().run.model_copy(update={"model": Model(round=2, payload=payload)})
+    silobus.save("exp", ENDED.model_copy(update={"run": known}))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "m")
+
+    assert silobus("model", "exp", "-o", tmp_path / "link").exit_code == 0
+
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "m").read_bytes() == b"the weights"
+    told = silobus("model", "exp", "-o", tmp_path / "elsewhere" / "m" / "below")
+    assert f"{tmp_path / 'elsewhere' / 'm' / 'below'} cannot be written: Not a directory." in told.stderr
 
 
 def test_damaged_weights_leave_no_file(silobus: Federation, tmp_path: Path) -> None:
