@@ -2,6 +2,11 @@
 
 import sys
 
-from orchestrator.app import main
+try:  # most of its first moments go into this, and Ctrl-C may come then as well
+    from orchestrator.app import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:
+    sys.stderr.write("Stopped.\n")
+    status = 130
+sys.exit(status)

@@ -9,18 +9,22 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from servicebus_emulator import log
-from servicebus_emulator.administration import Administration
-from servicebus_emulator.config import Config, ConfigError, read_config
-from servicebus_emulator.connection import Connection
-from servicebus_emulator.door import Door, TlsError, is_local, tls_context
-from servicebus_emulator.fault_switch import FaultSwitch
-from servicebus_emulator.faults import Faults, FaultsError
-from servicebus_emulator.hosts import own_names
-from servicebus_emulator.journal import GroupCommit
-from servicebus_emulator.namespace import Namespace
-from servicebus_emulator.places import NamespacePlaces
-from servicebus_emulator.store import Store, StoreError
+try:  # most of its first moments go into these, and Ctrl-C may come then as well
+    from servicebus_emulator import log
+    from servicebus_emulator.administration import Administration
+    from servicebus_emulator.config import Config, ConfigError, read_config
+    from servicebus_emulator.connection import Connection
+    from servicebus_emulator.door import Door, TlsError, is_local, tls_context
+    from servicebus_emulator.fault_switch import FaultSwitch
+    from servicebus_emulator.faults import Faults, FaultsError
+    from servicebus_emulator.hosts import own_names
+    from servicebus_emulator.journal import GroupCommit
+    from servicebus_emulator.namespace import Namespace
+    from servicebus_emulator.places import NamespacePlaces
+    from servicebus_emulator.store import Store, StoreError
+except KeyboardInterrupt:
+    sys.stderr.write("Stopped.\n")
+    raise SystemExit(130) from None
 
 MIB = 1024 * 1024
 PATIENCE = 8.0  # seconds for the disk, once we are told to stop

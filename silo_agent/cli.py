@@ -10,18 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import typer
-from rich.console import Console
-from rich.table import Table
+try:  # most of a command's first moments go into these, and Ctrl-C may come then as well
+    import typer
+    from rich.console import Console
+    from rich.table import Table
 
-from messages.errors import SilobusError
-from messages.fields import Name
-from messages.log import speak_anywhere, system_said
-from messages.settings import BusSettings, SettingsError, SettingsPath, StoreSettings, load_yaml
-from silo_agent import egress as log
-from silo_agent.code_digest import CodeUnreadable, code_digest
-from silo_agent.home import Home, HomeInUse
-from silo_agent.settings import SiloSettings
+    from messages.errors import SilobusError
+    from messages.fields import Name
+    from messages.log import speak_anywhere, system_said
+    from messages.settings import BusSettings, SettingsError, SettingsPath, StoreSettings, load_yaml
+    from silo_agent import egress as log
+    from silo_agent.code_digest import CodeUnreadable, code_digest
+    from silo_agent.home import Home, HomeInUse
+    from silo_agent.settings import SiloSettings
+except KeyboardInterrupt:
+    sys.stderr.write("Stopped.\n")
+    raise SystemExit(130) from None
 
 
 class _OwnersFile(SiloSettings):

@@ -100,3 +100,25 @@ def test_what_azures_libraries_log_is_not_on_the_screen_of_a_command() -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "loads"),
+    [("orchestrator", "messages.ports"), ("silo_agent", "typer"), ("servicebus_emulator", "servicebus_emulator.door")],
+)
+def test_ctrl_c_while_a_program_is_only_being_loaded_is_no_traceback(tmp_path: Path, module: str, loads: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, *rest):
+                if name == {loads!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs these tests may have had it ignored
+        sys.meta_path.insert(0, Finder())
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
