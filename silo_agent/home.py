@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -150,7 +151,12 @@ class Home:
         self._ending = threading.Lock()
 
     def take(self) -> None:
-        """Makes this process the only one to work here. Raises HomeInUse, after two seconds in which nobody left."""
+        """Makes this process the only one to work here, and its user the only one who may look.
+
+        Raises HomeInUse, after two seconds in which nobody left, and HomeUnusable.
+        """
+        if self.path.is_dir() and self.path.stat().st_mode & stat.S_ISVTX:
+            raise HomeUnusable(f"home {self.path} is a directory for everybody; name one of the agent's own")
         for name in ("rounds", "state", "runtime"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)

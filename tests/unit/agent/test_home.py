@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from messages.schemas import FailureCategory
-from silo_agent.home import Home, HomeInUse, RoundDirectory
+from silo_agent.home import Home, HomeInUse, HomeUnusable, RoundDirectory
 
 RUN, OTHER = "a_00000000", "b_00000000"
 
@@ -72,6 +72,14 @@ def test_a_home_that_was_moved_away_and_back_is_there_again(home: Home) -> None:
 def test_nobody_else_may_look_into_it(home: Home) -> None:
     home.take()
     assert home.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_directory_for_everybody_is_not_taken_from_them(home: Home) -> None:
+    home.path.mkdir()
+    home.path.chmod(0o1777)
+    with pytest.raises(HomeUnusable, match="is a directory for everybody; name one of the agent's own"):
+        home.take()
+    assert home.path.stat().st_mode & 0o7777 == 0o1777
 
 
 def test_the_last_rounds_to_have_ended_are_kept(home: Home) -> None:

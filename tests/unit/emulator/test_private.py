@@ -48,6 +48,15 @@ def test_what_was_wider_is_tightened(tmp_path: Path) -> None:
         }
 
 
+def test_a_directory_for_everybody_stays_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path.chmod(0o1777)
+    make_private(tmp_path, ("file",))
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    assert modes(tmp_path)["file"] == 0o600
+    [record] = caplog.records
+    assert (record.levelname, record.message) == ("WARNING", "data.readable_by_others")
+
+
 def test_what_is_somebody_elses_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
