@@ -5,12 +5,14 @@ Never message bodies, weights or data. Redaction here is the last line of defenc
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import IO, Any, Final, final
 
@@ -118,6 +120,28 @@ def speak_anywhere() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (as long as the process)
         elif mode == "w":
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[None]:
+    """For commands: what waits to be printed is printed, and what the system refuses, that too, ends in a line."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # else it happens when nobody can hear of it any more
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno is None:
+            raise  # nothing that the system said
+        if not isinstance(error, BrokenPipeError):  # a reader that has gone wants to hear no more
+            sys.stderr.write(system_said(error) + "\n")
+        if error.filename is None:
+            sys.stdout = None  # most likely that; and what waits in it cannot be written
+        raise SystemExit(1) from None
 
 
 def system_said(error: OSError) -> str:

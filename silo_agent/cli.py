@@ -17,7 +17,7 @@ try:  # most of a command's first moments go into these, and Ctrl-C may come the
 
     from messages.errors import SilobusError
     from messages.fields import Name
-    from messages.log import speak_anywhere, system_said
+    from messages.log import last_words, speak_anywhere, system_said
     from messages.settings import BusSettings, SettingsError, SettingsPath, StoreSettings, load_yaml
     from silo_agent import egress as log
     from silo_agent.code_digest import CodeUnreadable, code_digest
@@ -68,10 +68,8 @@ def _complaints() -> Iterator[None]:
     except PermissionError as error:
         _fail(f"this user may not use {error.filename}; type this as the user that the agent runs as")
     except OSError as error:
-        if error.errno is None or isinstance(error, BrokenPipeError):
-            raise  # nothing that the system said; and of a reader that has gone Typer makes a quiet end
         if error.filename is None:
-            sys.stdout = None  # most likely that; and what waits in it cannot be written
+            raise
         _fail(system_said(error))
 
 
@@ -207,7 +205,8 @@ def resume(config: Config = _SILO_YAML) -> None:
 def main() -> None:
     """The entry point."""
     speak_anywhere()
-    app()
+    with last_words():
+        app()
 
 
 def _egress_row(line: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated
 try:  # most of a command's first moments go into these, and Ctrl-C may come then as well
     import typer
 
-    from messages.log import leave_words_to_us, speak_anywhere, system_said
+    from messages.log import last_words, leave_words_to_us, speak_anywhere
     from orchestrator.cli import dead_letters, demo, experiments, hold, maintenance, queues, replay, status, up, watch
 except KeyboardInterrupt:
     sys.stderr.write("Stopped.\n")
@@ -67,15 +67,5 @@ def _silobus(
 def main() -> None:
     """The entry point of `silobus`."""
     speak_anywhere()
-    try:
+    with last_words():
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped.\n")
-        raise SystemExit(130) from None
-    except OSError as error:
-        if error.errno is None:
-            raise  # nothing that the system said
-        sys.stderr.write(system_said(error) + "\n")
-        if error.filename is None:
-            sys.stdout = None  # most likely that; and what waits in it cannot be written
-        raise SystemExit(1) from None

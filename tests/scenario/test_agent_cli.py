@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def test_a_home_that_is_no_directory_is_told_in_a_sentence(owner: Owner, command
 def test_output_that_nobody_can_take_is_no_traceback(owner: Owner, words: list[str], stdout: str | None) -> None:
     to = f"> {stdout}" if stdout else ">&-"
     line = f"{sys.executable} -m silo_agent {' '.join(words)} --config {owner.file} {to}"
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)  # noqa: S602
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # as people have it
+    done = subprocess.run(line, shell=True, env=buffered, capture_output=True, text=True, timeout=60, check=False)  # noqa: S602
     assert "Traceback" not in done.stderr
     assert done.returncode == (1 if stdout else 0)
     assert done.stderr.count("\n") == (1 if stdout else 0), done.stderr
