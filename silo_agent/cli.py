@@ -65,8 +65,6 @@ def _complaints() -> Iterator[None]:
         )
     except (SilobusError, HomeInUse, CodeUnreadable) as error:
         _fail(str(error))
-    except PermissionError as error:
-        _fail(f"this user may not use {error.filename}; type this as the user that the agent runs as")
     except OSError as error:
         if error.filename is None:
             raise

@@ -37,18 +37,12 @@ def test_a_second_agent_is_turned_away_until_the_first_has_left(home: Home) -> N
 
 def test_a_process_that_a_killed_agent_was_just_starting_may_have_its_lock_for_a_moment(home: Home) -> None:
     home.take()
-    with subprocess.Popen(["sleep", "0.5"], pass_fds=[_lock(home)]):
+    assert home._lock is not None
+    with subprocess.Popen(["sleep", "0.5"], pass_fds=[home._lock]):
         home.leave()
         started = time.monotonic()
         Home(home.path).take()
         assert time.monotonic() - started > 0.2, "the process did not have the lock, so this showed nothing"
-
-
-def _lock(home: Home) -> int:
-    """The descriptor that this process holds of the lock's file."""
-    file = home.path / "agent.lock"
-    (found,) = [int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.resolve() == file]
-    return found
 
 
 def test_a_home_is_gone_when_it_was_deleted_even_if_another_takes_its_place(home: Home) -> None:
